@@ -1,0 +1,46 @@
+"""Every config key this project adds to Detectron2's."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from .data.config import add_data_config
+from .modeling.backbone.config import add_backbone_config
+
+
+def add_fsn_config(cfg: CfgNode) -> None:
+    """Adds this project's keys, with their defaults, to a config of Detectron2's.
+
+    To be called right after `get_cfg()` and before a file is merged. MODEL.ROI_HEADS.NAME chooses
+    the heads that read MODEL.FSN: FSNROIHeads, FSNCascadeROIHeads or FSNRes5ROIHeads. The fully
+    connected layers behind the pooler are Detectron2's keys (MODEL.ROI_BOX_HEAD.NUM_FC, FC_DIM).
+    """
+    fsn = cfg.MODEL.FSN = CfgNode()
+    # Channels after RoI pooling, and of every map of both banks. 40 in the one public code (seed
+    # document); the paper's own number is not known to us.
+    fsn.CHANNELS = 40
+    # What a sub-region is. "roi": the place of the bin inside its RoI (the paper, figure 1).
+    # "image": the place of the RoI's centre in the image (the public code). "none": no such bank.
+    fsn.SUB_REGION = "roi"
+    # Rows and columns of sub-regions, hence GRID * GRID maps in the bank (the paper: 3 x 3).
+    fsn.GRID = 3
+    # Cells of the feature map that the outer sub-regions' convolutions look away per step from the
+    # centre (the public code: 1).
+    fsn.SHIFT = 1
+    # Height / width of the aspect-ratio bank's maps, as in MODEL.ANCHOR_GENERATOR; an RoI reads
+    # the map nearest to its own ratio on a log scale. Empty: no such bank. Our choice of values.
+    fsn.RATIOS = [0.5, 1.0, 2.0]
+    # Kernel side of the sub-region bank's convolutions, odd. Our choice: 1, the cheapest.
+    fsn.BANK_KERNEL = 1
+    # What the banks are computed from: the pyramid "feature", or the "reduced" one of CHANNELS
+    # channels, which costs a sixth at 256. Our choice: the feature.
+    fsn.BANK_INPUT = "feature"
+    # How attention refines the RoI feature: "concat" (the public code: concatenation and a 1x1
+    # convolution), "multiply" (most likely the paper's) or "sum". Our choice: concat, which learnt
+    # best in short runs.
+    fsn.MERGE = "concat"
+    # Activation of the factor of "multiply": "identity", "relu", or "sigmoid" (doubled, so that the
+    # factor lies in 0..2). The paper leaves it open.
+    fsn.ACTIVATION = "sigmoid"
+    add_backbone_config(cfg)
+    add_data_config(cfg)

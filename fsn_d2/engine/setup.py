@@ -1,0 +1,68 @@
+"""From a command line to a config that can run here, checked before anything is built."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..config import add_fsn_config
+from ..data import register_datasets, register_digits
+from ..modeling.backbone import adopt_timm_input
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
+    """Reads a config file of this project and applies overrides.
+
+    The device becomes the CPU where no GPU is at hand, and a timm backbone's input statistics are
+    adopted unless the config states its own.
+
+    Args:
+        config_file: path of a YAML file.
+        opts: alternating keys and values.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: an unknown file or key, or a value that this
+            machine cannot serve.
+    """
+    cfg = get_cfg()
+    add_fsn_config(cfg)
+    if config_file:
+        cfg.merge_from_file(config_file)
+    cfg.merge_from_list(opts or [])
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ValueError(
+            "SOLVER.AMP.ENABLED needs a CUDA GPU, and the device is "
+            f"{cfg.MODEL.DEVICE!r}. Train in float32 with SOLVER.AMP.ENABLED False."
+        )
+    adopt_timm_input(cfg)
+    return cfg
+
+
+def setup(args: Namespace) -> CfgNode:
+    """Loads and freezes the config, starts logging, registers and checks the data sets.
+
+    Args:
+        args: as from Detectron2's `default_argument_parser`.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: naming the path or key to change.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="fsn_d2")
+    if cfg.MODEL.DEVICE == "cpu":
+        logger.info("Running on the CPU: no GPU was found, or MODEL.DEVICE says so.")
+    register_digits()
+    register_datasets(cfg, eval_only=args.eval_only)
+    return cfg

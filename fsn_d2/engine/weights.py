@@ -1,0 +1,59 @@
+"""Loading model weights, with an error that helps when they cannot be downloaded."""
+
+from __future__ import annotations
+
+import os
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+
+def _where_to_put(weights: str) -> str:
+    if weights.startswith("detectron2://"):
+        url = "https://dl.fbaipublicfiles.com/detectron2/" + weights[len("detectron2://") :]
+        cache = os.path.expanduser(os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache"))
+        return f"Download {url} elsewhere and put it at {cache}/detectron2/{url.split('/', 4)[-1]}"
+    return f"Download {weights} elsewhere"
+
+
+def resume_or_load(checkpointer: DetectionCheckpointer, weights: str, *, resume: bool) -> None:
+    """Loads the last checkpoint (with `resume`, where there is one) or the weights.
+
+    Args:
+        checkpointer: of the model, with its output folder.
+        weights: MODEL.WEIGHTS, a path or URL; empty: keep the model as it is.
+        resume: prefer the output folder's last checkpoint.
+
+    Raises:
+        FileNotFoundError: the file is missing or cannot be downloaded; says where to put it.
+    """
+    if not (resume and checkpointer.has_checkpoint()) and weights:
+        _require(weights)
+    checkpointer.resume_or_load(weights, resume=resume)
+
+
+def load_weights(model: nn.Module, weights: str) -> None:
+    """Loads MODEL.WEIGHTS into a model; as `resume_or_load`, without a folder.
+
+    Raises:
+        FileNotFoundError: as above.
+    """
+    resume_or_load(DetectionCheckpointer(model), weights, resume=False)
+
+
+def _require(weights: str) -> None:
+    if "://" not in weights:
+        if not os.path.isfile(weights):
+            raise FileNotFoundError(
+                f"MODEL.WEIGHTS: {os.path.abspath(weights)} does not exist. Give the path of a "
+                "checkpoint, or '' to start without one."
+            )
+        return
+    try:
+        PathManager.get_local_path(weights)
+    except Exception as error:  # the download libraries raise many unrelated types
+        raise FileNotFoundError(
+            f"MODEL.WEIGHTS: {weights} could not be downloaded ({error}). {_where_to_put(weights)}, "
+            "or set MODEL.WEIGHTS to the path of the file, or to '' to start without it."
+        ) from error

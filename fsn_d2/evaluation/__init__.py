@@ -1,0 +1,30 @@
+"""Evaluation: which of Detectron2's evaluators serves a data set."""
+
+from __future__ import annotations
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+
+
+def build_evaluator(dataset: str, output_dir: str) -> DatasetEvaluator:
+    """Builds the evaluator for a registered data set.
+
+    Args:
+        dataset: its name in Detectron2's catalogs.
+        output_dir: where the detections are written.
+
+    Raises:
+        ValueError: the set's metadata name an evaluator this project does not use.
+    """
+    kind = MetadataCatalog.get(dataset).get("evaluator_type", "coco")
+    if kind == "coco":
+        return COCOEvaluator(dataset, output_dir=output_dir)
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset)
+    raise ValueError(
+        f"data set {dataset!r} asks for the evaluator {kind!r}; 'coco' and 'pascal_voc' are known. "
+        "Set MetadataCatalog.get(name).evaluator_type, or override Trainer.build_evaluator."
+    )
+
+
+__all__ = ["build_evaluator"]

@@ -1,0 +1,14 @@
+"""Layers: the op and the convolutions that feed it. Needs torch alone, not Detectron2."""
+
+from ._library import op_library_path
+from .reference import selective_roi_align_reference
+from .selective_roi_align import selective_roi_align
+from .shifted_conv import ShiftedConv2d, grid_offsets
+
+__all__ = [
+    "ShiftedConv2d",
+    "grid_offsets",
+    "op_library_path",
+    "selective_roi_align",
+    "selective_roi_align_reference",
+]

@@ -1,0 +1,153 @@
+// Where a region of interest (RoI) samples a feature map.
+//
+// Bilinear pooling is separable: the average over a bin's grid of samples is
+//     sum_y sum_x row_weight[y] * column_weight[x] * map[y][x],
+// so each RoI needs one short list of weights per row of bins and one per column of bins. Building
+// them is linear in the samples along one axis, and each cell of the map is read once per bin,
+// however many samples fall on it.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace fsn_d2 {
+
+// Samples along one side of a bin beyond this many are spread wider than one per cell. The limit
+// keeps index arithmetic exact; it is only met by RoIs millions of cells wide.
+constexpr int64_t kMaxGrid = int64_t{1} << 24;
+
+// Consecutive cells [begin, begin + count) of one axis, and where their weights start.
+struct CellRange {
+  int64_t begin = 0;
+  int64_t count = 0;
+  int64_t first_weight = 0;
+};
+
+// The weights of every bin along one axis of one RoI. Reused from RoI to RoI, so that it allocates
+// only while it grows.
+template <typename scalar_t>
+class AxisWeights {
+ public:
+  AxisWeights(int64_t num_bins, int64_t axis_size)
+      : axis_size_(axis_size), ranges_(num_bins), cells_(axis_size, scalar_t(0)) {}
+
+  // `start` and `extent`: the RoI along this axis, in cells. `sampling_ratio`: samples per bin, 0
+  // for one per cell rounded up.
+  void compute(scalar_t start, scalar_t extent, int64_t sampling_ratio) {
+    weights_.clear();
+    if (!std::isfinite(start) || !std::isfinite(extent)) {  // too large for scalar_t
+      grid_ = 1;
+      std::fill(ranges_.begin(), ranges_.end(), CellRange{});
+      return;
+    }
+    const auto num_bins = static_cast<scalar_t>(ranges_.size());
+    const scalar_t bin_size = extent / num_bins;
+    grid_ = sampling_ratio > 0 ? sampling_ratio : adaptive_grid(bin_size);
+    for (size_t bin = 0; bin < ranges_.size(); ++bin) {
+      ranges_[bin] = compute_bin(start + static_cast<scalar_t>(bin) * bin_size, bin_size);
+    }
+  }
+
+  const CellRange& operator[](int64_t bin) const {
+    return ranges_[bin];
+  }
+
+  scalar_t weight(const CellRange& range, int64_t cell) const {
+    return weights_[range.first_weight + cell];
+  }
+
+  // Samples along one side of a bin; not positive for an RoI without extent that is sampled
+  // adaptively.
+  int64_t grid() const {
+    return grid_;
+  }
+
+  // The smallest interval [first, last) of cells that any bin touches; empty where no bin does.
+  void extent(int64_t& first, int64_t& last) const {
+    first = axis_size_;
+    last = 0;
+    for (const CellRange& range : ranges_) {
+      if (range.count > 0) {
+        first = std::min(first, range.begin);
+        last = std::max(last, range.begin + range.count);
+      }
+    }
+  }
+
+ private:
+  static int64_t adaptive_grid(scalar_t bin_size) {
+    return static_cast<int64_t>(
+        std::ceil(std::clamp(bin_size, scalar_t(-1), static_cast<scalar_t>(kMaxGrid))));
+  }
+
+  CellRange compute_bin(scalar_t bin_start, scalar_t bin_size) {
+    int64_t first = axis_size_;
+    int64_t last = -1;
+    int64_t sample = 0;
+    int64_t end = 0;
+    samples_on_the_map(bin_start, bin_size, sample, end);
+    for (; sample < end; ++sample) {
+      const scalar_t position =
+          bin_start +
+          (static_cast<scalar_t>(sample) + scalar_t(0.5)) * bin_size / static_cast<scalar_t>(grid_);
+      if (!(position >= scalar_t(-1) && position <= static_cast<scalar_t>(axis_size_))) {
+        continue;
+      }
+      const scalar_t inside = std::max(position, scalar_t(0));
+      const int64_t low = std::min(static_cast<int64_t>(inside), axis_size_ - 1);
+      const int64_t high = std::min(low + 1, axis_size_ - 1);
+      const scalar_t fraction = high > low ? inside - static_cast<scalar_t>(low) : scalar_t(0);
+      cells_[low] += scalar_t(1) - fraction;
+      cells_[high] += fraction;
+      first = std::min(first, low);
+      last = std::max(last, high);
+    }
+    return take_cells(first, last);
+  }
+
+  // Bounds the samples of a bin that can lie on the map, so that a huge RoI costs no more than one
+  // that covers the map. One sample of slack on either side absorbs the rounding; the caller tests
+  // each position.
+  void samples_on_the_map(scalar_t bin_start, scalar_t bin_size, int64_t& begin, int64_t& end)
+      const {
+    begin = 0;
+    end = axis_size_ > 0 ? std::max<int64_t>(grid_, 0) : 0;
+    const double step = static_cast<double>(bin_size) / static_cast<double>(grid_);
+    if (end <= 2 || !(std::abs(step) > 0)) {
+      return;
+    }
+    const double at_low_edge = (-1.0 - static_cast<double>(bin_start)) / step - 0.5;
+    const double at_high_edge =
+        (static_cast<double>(axis_size_) - static_cast<double>(bin_start)) / step - 0.5;
+    const auto limit = static_cast<double>(end);
+    begin = static_cast<int64_t>(
+        std::clamp(std::floor(std::min(at_low_edge, at_high_edge)) - 1, 0.0, limit));
+    end = static_cast<int64_t>(
+        std::clamp(std::ceil(std::max(at_low_edge, at_high_edge)) + 2, 0.0, limit));
+  }
+
+  // Moves the weights of cells [first, last] out of the scratch row and clears it.
+  CellRange take_cells(int64_t first, int64_t last) {
+    CellRange range;
+    range.first_weight = static_cast<int64_t>(weights_.size());
+    if (last < first) {
+      return range;
+    }
+    range.begin = first;
+    range.count = last - first + 1;
+    weights_.insert(weights_.end(), cells_.begin() + first, cells_.begin() + last + 1);
+    std::fill(cells_.begin() + first, cells_.begin() + last + 1, scalar_t(0));
+    return range;
+  }
+
+  int64_t axis_size_;
+  int64_t grid_ = 0;
+  std::vector<CellRange> ranges_;
+  std::vector<scalar_t> cells_;
+  std::vector<scalar_t> weights_;
+};
+
+}  // namespace fsn_d2

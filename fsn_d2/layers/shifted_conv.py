@@ -1,0 +1,72 @@
+"""Shifted convolution: a bank of convolutions, each of which looks in a direction of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def grid_offsets(grid: int, shift: int) -> list[tuple[int, int]]:
+    """Directions of a grid x grid bank, row by row, as (rows, columns) in cells.
+
+    An odd grid looks `shift` cells further per step from its centre; an even one has no centre and
+    starts at one shift to either side: grid 3 gives -1, 0, 1 times `shift`, grid 2 gives -1, 1 and
+    grid 4 gives -2, -1, 1, 2.
+    """
+    steps = range(-(grid // 2), grid // 2 + 1)
+    line = [shift * step for step in steps if step != 0 or grid % 2]
+    return [(dy, dx) for dy in line for dx in line]
+
+
+class ShiftedConv2d(nn.Module):
+    """One convolution per offset, each over the input moved by that offset (FSN, section 3).
+
+    Equal to `torchvision.ops.deform_conv2d` with the offset as the constant displacement of every
+    kernel cell: map b at p is bias_b + sum_k weight_b[k] * input[p + k + offset_b], zero outside.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        offsets: list[tuple[int, int]],
+        kernel_size: int = 1,
+    ) -> None:
+        """
+        Args:
+            in_channels: channels of the input.
+            out_channels: channels of each of the B = len(offsets) maps.
+            offsets: (rows, columns) that each map looks away, in cells.
+            kernel_size: odd side of the kernels.
+
+        Raises:
+            ValueError: an even kernel, or no offsets.
+        """
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
+        if not offsets:
+            raise ValueError("offsets must hold at least one (rows, columns) pair, got none")
+        self.offsets = offsets
+        self.out_channels = out_channels
+        self.reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
+        # All kernels are applied at every place in one convolution, on a map padded far enough for
+        # the largest offset; moving the input is then choosing which part of the result to keep.
+        self.conv = nn.Conv2d(
+            in_channels,
+            len(offsets) * out_channels,
+            kernel_size,
+            padding=kernel_size // 2 + self.reach,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tensor[N, in_channels, H, W] -> Tensor[N, B, out_channels, H, W]."""
+        height, width = x.shape[-2:]
+        maps = self.conv(x).unflatten(1, (len(self.offsets), self.out_channels))
+        return torch.stack(
+            [
+                maps[:, b, :, self.reach + dy :, self.reach + dx :][..., :height, :width]
+                for b, (dy, dx) in enumerate(self.offsets)
+            ],
+            dim=1,
+        )

@@ -1,0 +1,107 @@
+"""The maps that Feature Selective Networks pool from, computed once per image and level: the
+reduced feature, the sub-region bank and the aspect-ratio bank (FSN, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+
+from fsn_d2.layers import ShiftedConv2d, grid_offsets
+
+
+class SelectiveMaps(NamedTuple):
+    """One pyramid level, ready to pool from. N images; C channels per map.
+
+    Attributes:
+        roi: Tensor[N, C, H, W], the reduced feature that every RoI pools.
+        sub_region: Tensor[N, grid * grid, C, H, W], or None without that bank.
+        aspect_ratio: Tensor[N, ratios, C, H, W], or None without that bank.
+        image_sizes: per image (height, width) in pixels, without padding.
+    """
+
+    roi: Tensor
+    sub_region: Tensor | None
+    aspect_ratio: Tensor | None
+    image_sizes: list
+
+
+class AttentionBanks(nn.Module):
+    """Reduces a feature to C channels and computes both banks; the levels share the weights."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        grid: int,
+        shift: int,
+        num_ratios: int,
+        kernel_size: int,
+        input: str,
+        start: float | None,
+    ) -> None:
+        """
+        Args:
+            in_channels: channels of the pyramid feature.
+            channels: C, channels of the reduced feature and of every map of a bank.
+            grid: the sub-region bank has grid * grid maps; 0: no sub-region bank.
+            shift: cells that the outer sub-regions' convolutions look away per step.
+            num_ratios: maps of the aspect-ratio bank; 0: none.
+            kernel_size: odd side of the sub-region bank's kernels.
+            input: what the banks are computed from, "feature" or "reduced".
+            start: the sum that both banks' attention starts near to; None: start like any
+                convolution, the merge sees to a mild start.
+
+        Raises:
+            ValueError: an unknown `input`.
+        """
+        super().__init__()
+        if input not in ("feature", "reduced"):
+            raise ValueError(f"MODEL.FSN.BANK_INPUT must be 'feature' or 'reduced', got {input!r}")
+        self.reads_reduced = input == "reduced"
+        self.num_ratios = num_ratios
+        self.reduce = nn.Conv2d(in_channels, channels, 1)
+        weight_init.c2_xavier_fill(self.reduce)
+        bank_in = channels if self.reads_reduced else in_channels
+        self.sub_region = (
+            ShiftedConv2d(bank_in, channels, grid_offsets(grid, shift), kernel_size)
+            if grid
+            else None
+        )
+        self.aspect_ratio = nn.Conv2d(bank_in, num_ratios * channels, 1) if num_ratios else None
+        self._start_near(start)
+
+    def _start_near(self, start: float | None) -> None:
+        banks = [bank for bank in (self.sub_region, self.aspect_ratio) if bank is not None]
+        for bank in banks:
+            conv = bank.conv if isinstance(bank, ShiftedConv2d) else bank
+            if start is None:
+                weight_init.c2_xavier_fill(conv)
+            else:
+                nn.init.normal_(conv.weight, std=0.01)
+                nn.init.constant_(conv.bias, start / len(banks))
+
+    def forward(self, features: dict[str, Tensor], image_sizes: list) -> dict[str, SelectiveMaps]:
+        """
+        Args:
+            features: level name -> Tensor[N, in_channels, H, W].
+            image_sizes: per image (height, width) in pixels, without padding.
+        """
+        return {name: self._level(x, image_sizes) for name, x in features.items()}
+
+    def _level(self, feature: Tensor, image_sizes: list) -> SelectiveMaps:
+        # A bin's channels then lie side by side in memory, which is how the op reads them.
+        feature = feature.contiguous(memory_format=torch.channels_last)
+        reduced = self.reduce(feature)
+        source = reduced if self.reads_reduced else feature
+        sub_region = self.sub_region(source) if self.sub_region is not None else None
+        aspect_ratio = (
+            self.aspect_ratio(source).unflatten(1, (self.num_ratios, -1))
+            if self.aspect_ratio is not None
+            else None
+        )
+        return SelectiveMaps(reduced, sub_region, aspect_ratio, image_sizes)

@@ -1,0 +1,82 @@
+"""How the pooled attention refines the pooled RoI feature (FSN, section 3).
+
+Every merge begins close to plain pooling: the banks can only add to what training finds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ConcatMerge(nn.Module):
+    """RoI feature + 1x1 convolution over the ReLU of RoI feature and attentions, concatenated."""
+
+    start = None  # the convolution starts small, so the banks need not
+
+    def __init__(self, channels: int, num_banks: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels * (1 + num_banks), channels, 1)
+        nn.init.normal_(self.conv.weight, std=0.01)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
+        return roi + self.conv(F.relu(torch.cat([roi, *attention], dim=1)))
+
+
+class SumMerge(nn.Module):
+    """RoI feature plus the attentions."""
+
+    start = 0.0
+
+    def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
+        return roi + sum(attention)
+
+
+def _two_sigmoid(x: Tensor) -> Tensor:
+    return 2 * torch.sigmoid(x)
+
+
+# Activation of the factor, and the attention at which the factor is 1.
+_FACTORS = {"identity": (nn.Identity(), 1.0), "relu": (F.relu, 1.0), "sigmoid": (_two_sigmoid, 0.0)}
+
+
+class MultiplyMerge(nn.Module):
+    """RoI feature times the activation of the summed attentions, most likely the paper's merge."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        if activation not in _FACTORS:
+            raise ValueError(
+                f"MODEL.FSN.ACTIVATION must be one of {sorted(_FACTORS)}, got {activation!r}"
+            )
+        self.activation, self.start = _FACTORS[activation]
+
+    def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
+        return roi * self.activation(sum(attention))
+
+
+def build_merge(name: str, *, channels: int, num_banks: int, activation: str) -> nn.Module:
+    """Builds a merge: a module from (RoI feature, attentions), each Tensor[K, C, PH, PW].
+
+    Its attribute `start` is the sum of the attentions at which it equals plain pooling, near which
+    the banks are to begin; None: they may begin anywhere.
+
+    Args:
+        name: MODEL.FSN.MERGE, "concat", "multiply" or "sum".
+        channels: C.
+        num_banks: how many attentions there will be, 1 or 2.
+        activation: MODEL.FSN.ACTIVATION, of the factor of "multiply".
+
+    Raises:
+        ValueError: an unknown name or activation.
+    """
+    builders = {
+        "concat": lambda: ConcatMerge(channels, num_banks),
+        "multiply": lambda: MultiplyMerge(activation),
+        "sum": SumMerge,
+    }
+    if name not in builders:
+        raise ValueError(f"MODEL.FSN.MERGE must be one of {sorted(builders)}, got {name!r}")
+    return builders[name]()

@@ -1,0 +1,144 @@
+"""RoI heads whose box features come from Feature Selective Networks' banks.
+
+Each is one of Detectron2's own heads with another pooler, so mask and keypoint heads, losses,
+matching and inference stay Detectron2's.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from ..attention_banks import AttentionBanks, SelectiveMaps
+from ..merges import build_merge
+from ..poolers import SelectiveROIPooler
+
+
+def build_selective_pooling(
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+) -> tuple[AttentionBanks, SelectiveROIPooler]:
+    """Builds the banks and the pooler that MODEL.FSN describes, for the box head's levels.
+
+    Raises:
+        ValueError: naming the key that does not fit.
+    """
+    fsn, box_head = cfg.MODEL.FSN, cfg.MODEL.ROI_BOX_HEAD
+    levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
+    widths = {level.channels for level in levels}
+    if len(widths) != 1:
+        raise ValueError(
+            "the levels of MODEL.ROI_HEADS.IN_FEATURES must have one number of channels, "
+            f"got {sorted(widths)}"
+        )
+    grid = 0 if fsn.SUB_REGION == "none" else fsn.GRID
+    num_banks = bool(grid) + bool(len(fsn.RATIOS))
+    merge = None
+    if num_banks:
+        merge = build_merge(
+            fsn.MERGE, channels=fsn.CHANNELS, num_banks=num_banks, activation=fsn.ACTIVATION
+        )
+    pooler = SelectiveROIPooler(
+        output_size=box_head.POOLER_RESOLUTION,
+        scales=tuple(1.0 / level.stride for level in levels),
+        sampling_ratio=box_head.POOLER_SAMPLING_RATIO,
+        pooler_type=box_head.POOLER_TYPE,
+        sub_region=fsn.SUB_REGION,
+        grid=grid,
+        ratios=fsn.RATIOS,
+        merge=merge,
+    )
+    banks = AttentionBanks(
+        widths.pop(),
+        fsn.CHANNELS,
+        grid=grid,
+        shift=fsn.SHIFT,
+        num_ratios=len(fsn.RATIOS),
+        kernel_size=fsn.BANK_KERNEL,
+        input=fsn.BANK_INPUT,
+        start=merge.start if merge is not None else None,
+    )
+    return banks, pooler
+
+
+def _thin(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, ShapeSpec]:
+    """The levels as the box head sees them behind the pooler: CHANNELS wide."""
+    return {
+        name: ShapeSpec(channels=cfg.MODEL.FSN.CHANNELS, stride=shape.stride)
+        for name, shape in input_shape.items()
+    }
+
+
+def _image_sizes(proposals: list[Instances]) -> list:
+    return [p.image_size for p in proposals]
+
+
+class _SelectiveBoxFeatures(nn.Module):
+    """What FSN changes in heads that have a `box_pooler`: what it pools from, and how."""
+
+    @configurable
+    def __init__(self, *, box_banks: AttentionBanks, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.box_banks = box_banks
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        parts = super()._init_box_head(cfg, _thin(cfg, input_shape))
+        parts["box_banks"], parts["box_pooler"] = build_selective_pooling(cfg, input_shape)
+        return parts
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances], *args):
+        features = {name: features[name] for name in self.box_in_features}
+        return super()._forward_box(
+            self.box_banks(features, _image_sizes(proposals)), proposals, *args
+        )
+
+
+@ROI_HEADS_REGISTRY.register()
+class FSNROIHeads(_SelectiveBoxFeatures, StandardROIHeads):
+    """StandardROIHeads with FSN box features."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class FSNCascadeROIHeads(_SelectiveBoxFeatures, CascadeROIHeads):
+    """CascadeROIHeads with FSN box features: every stage reads the same banks with its own boxes."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class FSNRes5ROIHeads(Res5ROIHeads):
+    """Res5ROIHeads (C4) with FSN features, widened again to what the pretrained res5 takes in."""
+
+    @configurable
+    def __init__(self, *, banks: AttentionBanks, widen: nn.Module, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.banks = banks
+        self.widen = widen
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        parts = super().from_config(cfg, input_shape)
+        parts["banks"], parts["pooler"] = build_selective_pooling(cfg, input_shape)
+        (name,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        parts["widen"] = nn.Conv2d(cfg.MODEL.FSN.CHANNELS, input_shape[name].channels, 1)
+        return parts
+
+    def forward(self, images, features, proposals, targets=None):
+        features = {name: features[name] for name in self.in_features}
+        return super().forward(
+            images, self.banks(features, _image_sizes(proposals)), proposals, targets
+        )
+
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor | SelectiveMaps], instances: list[Instances]
+    ) -> list[Instances]:
+        # Called from forward with maps, and by test-time augmentation with plain features.
+        if self.mask_on and isinstance(features[self.in_features[0]], Tensor):
+            features = {name: features[name] for name in self.in_features}
+            features = self.banks(features, _image_sizes(instances))
+        return super().forward_with_given_boxes(features, instances)
+
+    def _shared_roi_transform(self, features: list[SelectiveMaps], boxes: list[Boxes]) -> Tensor:
+        return self.res5(self.widen(self.pooler(features, boxes)))

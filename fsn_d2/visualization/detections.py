@@ -1,0 +1,67 @@
+"""Pictures of detections beside the ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+
+
+def _caption(image: np.ndarray, text: str) -> np.ndarray:
+    bar = np.full((22, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(bar, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([bar, image])
+
+
+def draw_ground_truth(image: np.ndarray, record: dict, metadata: Metadata) -> np.ndarray:
+    """Draws a record's annotations on its RGB image, uint8 [H, W, 3]."""
+    return Visualizer(image, metadata).draw_dataset_dict(record).get_image()
+
+
+def draw_detections(
+    image: np.ndarray, instances: Instances, metadata: Metadata, min_score: float
+) -> np.ndarray:
+    """Draws the detections that score at least `min_score` on an RGB image, uint8 [H, W, 3]."""
+    shown = instances[instances.scores >= min_score].to(torch.device("cpu"))
+    return Visualizer(image, metadata).draw_instance_predictions(shown).get_image()
+
+
+def save_detection_sheet(
+    cfg: CfgNode, dataset: str, path: str | Path, *, images: int = 6, min_score: float = 0.5
+) -> None:
+    """Saves a sheet of test images, ground truth on the left and detections on the right.
+
+    Args:
+        cfg: a config whose MODEL.WEIGHTS is trained.
+        dataset: name of a registered set; every n-th image is taken, so the sheet spans it.
+        path: PNG or JPEG to write.
+        images: rows of the sheet.
+        min_score: detections below this are not drawn.
+    """
+    predictor = DefaultPredictor(cfg)
+    metadata = MetadataCatalog.get(dataset)
+    records = DatasetCatalog.get(dataset)
+    rows = []
+    for record in records[:: max(1, len(records) // images)][:images]:
+        bgr = cv2.imread(record["file_name"])
+        rgb = bgr[:, :, ::-1]
+        instances = predictor(bgr)["instances"]
+        pair = [
+            _caption(draw_ground_truth(rgb, record, metadata), "ground truth"),
+            _caption(
+                draw_detections(rgb, instances, metadata, min_score),
+                f"detections, score >= {min_score}",
+            ),
+        ]
+        rows.append(np.hstack(pair))
+    width = max(row.shape[1] for row in rows)
+    rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.vstack(rows)[:, :, ::-1])

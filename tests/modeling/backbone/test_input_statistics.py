@@ -1,0 +1,90 @@
+"""Pixel statistics and channel order reach the config, unless the user set them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from fsn_d2.modeling.backbone import add_backbone_config, adopt_googlenet_input, adopt_timm_input
+
+DETECTRON2 = ([103.530, 116.280, 123.675], [1.0, 1.0, 1.0], "BGR")
+
+
+def config(backbone: str, **timm: str) -> CfgNode:
+    cfg = get_cfg()
+    add_backbone_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = backbone
+    for key, value in timm.items():
+        cfg.MODEL.TIMM[key] = value
+    return cfg
+
+
+def input_of(cfg: CfgNode) -> tuple:
+    return cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
+
+
+@pytest.mark.parametrize("backbone", ["build_timm_backbone", "build_timm_fpn_backbone"])
+@pytest.mark.parametrize(
+    ("timm", "mean", "std"),
+    [
+        # ImageNet's usual statistics, 0.485 * 255 and so on
+        ({"NAME": "resnet18"}, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+        ({"NAME": "tf_efficientnet_lite0"}, [127.5] * 3, [127.5] * 3),
+        (
+            {"NAME": "tf_efficientnet_lite0", "PRETRAINED": "embedded"},
+            [127.0] * 3,
+            [128.0] * 3,
+        ),
+    ],
+)
+def test_timms_statistics_are_adopted_as_rgb(backbone, timm, mean, std, caplog) -> None:
+    pytest.importorskip("timm")
+    cfg = config(backbone, **timm)
+    with caplog.at_level(logging.INFO, logger="fsn_d2"):
+        adopt_timm_input(cfg)
+    assert list(cfg.MODEL.PIXEL_MEAN) == pytest.approx(mean)
+    assert list(cfg.MODEL.PIXEL_STD) == pytest.approx(std)
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]),
+        ("MODEL.PIXEL_STD", [57.0, 57.0, 58.0]),
+        ("INPUT.FORMAT", "RGB"),
+    ],
+)
+def test_what_the_user_set_is_left(key: str, value: object, caplog) -> None:
+    cfg = config("build_timm_fpn_backbone", NAME="resnet18")
+    cfg.merge_from_list([key, value])
+    before = input_of(cfg.clone())
+    with caplog.at_level(logging.INFO, logger="fsn_d2"):
+        adopt_timm_input(cfg)
+    assert input_of(cfg) == before
+    assert not caplog.records
+
+
+def test_other_backbones_are_left() -> None:
+    for backbone in ("build_resnet_fpn_backbone", "build_googlenet_fpn_backbone"):
+        cfg = config(backbone)
+        adopt_timm_input(cfg)
+        assert input_of(cfg) == DETECTRON2
+    cfg = config("build_timm_fpn_backbone")
+    adopt_googlenet_input(cfg)
+    assert input_of(cfg) == DETECTRON2
+
+
+def test_googlenet_takes_rgb_on_minus_one_to_one() -> None:
+    cfg = config("build_googlenet_fpn_backbone")
+    adopt_googlenet_input(cfg)
+    assert input_of(cfg) == ([127.5] * 3, [127.5] * 3, "RGB")
+
+
+def test_unknown_model_is_refused() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="no model 'resnet81'"):
+        adopt_timm_input(config("build_timm_backbone", NAME="resnet81"))
