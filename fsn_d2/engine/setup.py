@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -66,3 +69,16 @@ def setup(args: Namespace) -> CfgNode:
     register_digits()
     register_datasets(cfg, eval_only=args.eval_only)
     return cfg
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """For command lines: ends the program with `error: ...` where the user has something to change.
+
+    To be put around set-up alone, where such errors name a path or key; what fails later is worth
+    a traceback.
+    """
+    try:
+        yield
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")

@@ -54,6 +54,7 @@ def _require(weights: str) -> None:
         PathManager.get_local_path(weights)
     except Exception as error:  # the download libraries raise many unrelated types
         raise FileNotFoundError(
-            f"MODEL.WEIGHTS: {weights} could not be downloaded ({error}). {_where_to_put(weights)}, "
-            "or set MODEL.WEIGHTS to the path of the file, or to '' to start without it."
+            f"MODEL.WEIGHTS: {weights} could not be downloaded ({error}). "
+            f"{_where_to_put(weights)}, or set MODEL.WEIGHTS to the path of the file, or to '' to "
+            "start without it."
         ) from error

@@ -1,5 +1,6 @@
 """Export of trained models."""
 
-from .torchscript import ExportDifference, compare_export, export_torchscript
+from .comparison import ExportDifference, compare_export, export_and_compare
+from .torchscript import export_torchscript
 
-__all__ = ["ExportDifference", "compare_export", "export_torchscript"]
+__all__ = ["ExportDifference", "compare_export", "export_and_compare", "export_torchscript"]

@@ -3,7 +3,7 @@
 from ._library import op_library_path
 from .reference import selective_roi_align_reference
 from .selective_roi_align import selective_roi_align
-from .shifted_conv import ShiftedConv2d, grid_offsets
+from .shifted_conv import ShiftedConv2d, grid_offsets, start_convolution
 
 __all__ = [
     "ShiftedConv2d",
@@ -11,4 +11,5 @@ __all__ = [
     "op_library_path",
     "selective_roi_align",
     "selective_roi_align_reference",
+    "start_convolution",
 ]

@@ -32,7 +32,7 @@ def op_library_path() -> Path | None:
 
 
 def _load() -> str:
-    """Makes `torch.ops.fsn_d2` available; returns why there is no compiled kernel ("" if there is)."""
+    """Makes `torch.ops.fsn_d2` available; returns why it has no compiled kernels, or ""."""
     path = op_library_path()
     if path is None:
         problem = "it is not built"

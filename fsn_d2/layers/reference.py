@@ -25,14 +25,14 @@ class Taps(NamedTuple):
     Attributes:
         cell: Tensor[T] int64, a cell of the axis; two consecutive ones per sample.
         weight: Tensor[T], its weight.
-        count: Tensor[K, P] int64, how many entries each of the P bins of each RoI has.
+        counts: Tensor[K, P] int64, how many entries each of the P bins of each RoI has.
         first: Tensor[K, P] int64, where they start.
         grid: Tensor[K], samples along one side of a bin (not positive: none).
     """
 
     cell: Tensor
     weight: Tensor
-    count: Tensor
+    counts: Tensor
     first: Tensor
     grid: Tensor
 
@@ -157,7 +157,7 @@ def _pool(
     rows = _axis_taps(y1, y2 - y1, bin_rows, ratio, height)
     columns = _axis_taps(x1, x2 - x1, bin_columns, ratio, width)
 
-    per_row, per_column = rows.count[:, :, None], columns.count[:, None, :]
+    per_row, per_column = rows.counts[:, :, None], columns.counts[:, None, :]
     bag_size = (per_row * per_column).flatten()
     bag, position = _ragged_ranges(bag_size)
 
@@ -187,7 +187,9 @@ def _roi_chunks(rois: Tensor, scale: float, ratio: int, bins: int, height: int, 
         taps = 4.0 * ratio * ratio * bins
     else:
         sides = (rois[:, 3:] - rois[:, 1:3]).abs() * scale
-        taps = float(((sides[:, 0].clamp(max=width) + 4) * (sides[:, 1].clamp(max=height) + 4)).max())
+        taps = float(
+            ((sides[:, 0].clamp(max=width) + 4) * (sides[:, 1].clamp(max=height) + 4)).max()
+        )
         taps = 4.0 * (taps + bins)
     return max(1, int(_MAX_ROWS_AT_ONCE / taps))
 

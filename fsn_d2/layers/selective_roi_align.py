@@ -29,10 +29,10 @@ def selective_roi_align(
         input: Tensor[N, B, C, H, W], the banks of N images. A convolution with B * C output
             channels becomes one with `unflatten(1, (B, C))`: the order is bank-major, channel
             b * C + c. Strides are free; a channels_last convolution's output is read in place.
-        rois: Tensor[K, 5] of (batch index, x1, y1, x2, y2) in image coordinates, pixels, continuous:
-            the centre of the first pixel is (0.5, 0.5). Any finite values; samples outside the map
-            by more than one cell add nothing. An RoI of zero extent gives the value at its point,
-            or 0 with `sampling_ratio` 0, which then takes no sample.
+        rois: Tensor[K, 5] of (batch index, x1, y1, x2, y2) in continuous image coordinates,
+            pixels: the centre of the first pixel is (0.5, 0.5). Any finite values; samples more
+            than one cell outside the map add nothing. An RoI of zero extent gives the value at its
+            point, or 0 with `sampling_ratio` 0, which then takes no sample.
         bank_index: integer Tensor broadcastable to [K, PH, PW], values in [0, B).
         output_size: bins (PH, PW), or one number for both.
         spatial_scale: cells per image pixel, 1 / stride.
@@ -51,6 +51,4 @@ def selective_roi_align(
     if input.dtype in _COMPUTED_IN_FLOAT32:
         pooled = pool(input.float(), rois.float(), bank_index, size, spatial_scale, sampling_ratio)
         return pooled.to(input.dtype)
-    return pool(
-        input, rois.to(input.dtype), bank_index, size, spatial_scale, sampling_ratio
-    )
+    return pool(input, rois.to(input.dtype), bank_index, size, spatial_scale, sampling_ratio)

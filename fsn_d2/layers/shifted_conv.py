@@ -18,6 +18,13 @@ def grid_offsets(grid: int, shift: int) -> list[tuple[int, int]]:
     return [(dy, dx) for dy in line for dx in line]
 
 
+def start_convolution(conv: nn.Conv2d, *, std: float, bias: float) -> None:
+    """Starts a convolution with normal weights of deviation `std` and one value for its bias."""
+    nn.init.normal_(conv.weight, std=std)
+    if conv.bias is not None:
+        nn.init.constant_(conv.bias, bias)
+
+
 class ShiftedConv2d(nn.Module):
     """One convolution per offset, each over the input moved by that offset (FSN, section 3).
 

@@ -10,7 +10,7 @@ import torch
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from fsn_d2.layers import ShiftedConv2d, grid_offsets
+from fsn_d2.layers import ShiftedConv2d, grid_offsets, start_convolution
 
 
 class SelectiveMaps(NamedTuple):
@@ -76,14 +76,13 @@ class AttentionBanks(nn.Module):
         self._start_near(start)
 
     def _start_near(self, start: float | None) -> None:
-        banks = [bank for bank in (self.sub_region, self.aspect_ratio) if bank is not None]
-        for bank in banks:
-            conv = bank.conv if isinstance(bank, ShiftedConv2d) else bank
+        convs = [self.sub_region.conv] if self.sub_region is not None else []
+        convs += [self.aspect_ratio] if self.aspect_ratio is not None else []
+        for conv in convs:
             if start is None:
                 weight_init.c2_xavier_fill(conv)
             else:
-                nn.init.normal_(conv.weight, std=0.01)
-                nn.init.constant_(conv.bias, start / len(banks))
+                start_convolution(conv, std=0.01, bias=start / len(convs))
 
     def forward(self, features: dict[str, Tensor], image_sizes: list) -> dict[str, SelectiveMaps]:
         """

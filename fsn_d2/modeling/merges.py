@@ -5,12 +5,34 @@ Every merge begins close to plain pooling: the banks can only add to what traini
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsn_d2.layers import start_convolution
 
-class ConcatMerge(nn.Module):
+
+def _total(attention: list[Tensor]) -> Tensor:
+    return attention[0] if len(attention) == 1 else attention[0] + attention[1]
+
+
+class Merge(nn.Module):
+    """From (RoI feature, attentions), each Tensor[K, C, PH, PW], to the refined RoI feature.
+
+    Attributes:
+        start: the sum of the attentions at which it equals plain pooling, near which the banks are
+            to begin; None: they may begin anywhere.
+    """
+
+    start: float | None
+
+    def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class ConcatMerge(Merge):
     """RoI feature + 1x1 convolution over the ReLU of RoI feature and attentions, concatenated."""
 
     start = None  # the convolution starts small, so the banks need not
@@ -18,20 +40,19 @@ class ConcatMerge(nn.Module):
     def __init__(self, channels: int, num_banks: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels * (1 + num_banks), channels, 1)
-        nn.init.normal_(self.conv.weight, std=0.01)
-        nn.init.zeros_(self.conv.bias)
+        start_convolution(self.conv, std=0.01, bias=0.0)
 
     def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
         return roi + self.conv(F.relu(torch.cat([roi, *attention], dim=1)))
 
 
-class SumMerge(nn.Module):
+class SumMerge(Merge):
     """RoI feature plus the attentions."""
 
     start = 0.0
 
     def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
-        return roi + sum(attention)
+        return roi + _total(attention)
 
 
 def _two_sigmoid(x: Tensor) -> Tensor:
@@ -39,10 +60,14 @@ def _two_sigmoid(x: Tensor) -> Tensor:
 
 
 # Activation of the factor, and the attention at which the factor is 1.
-_FACTORS = {"identity": (nn.Identity(), 1.0), "relu": (F.relu, 1.0), "sigmoid": (_two_sigmoid, 0.0)}
+_FACTORS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "identity": (lambda x: x, 1.0),
+    "relu": (F.relu, 1.0),
+    "sigmoid": (_two_sigmoid, 0.0),
+}
 
 
-class MultiplyMerge(nn.Module):
+class MultiplyMerge(Merge):
     """RoI feature times the activation of the summed attentions, most likely the paper's merge."""
 
     def __init__(self, activation: str) -> None:
@@ -54,14 +79,11 @@ class MultiplyMerge(nn.Module):
         self.activation, self.start = _FACTORS[activation]
 
     def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
-        return roi * self.activation(sum(attention))
+        return roi * self.activation(_total(attention))
 
 
-def build_merge(name: str, *, channels: int, num_banks: int, activation: str) -> nn.Module:
-    """Builds a merge: a module from (RoI feature, attentions), each Tensor[K, C, PH, PW].
-
-    Its attribute `start` is the sum of the attentions at which it equals plain pooling, near which
-    the banks are to begin; None: they may begin anywhere.
+def build_merge(name: str, *, channels: int, num_banks: int, activation: str) -> Merge:
+    """Builds a merge by its name.
 
     Args:
         name: MODEL.FSN.MERGE, "concat", "multiply" or "sum".
@@ -72,7 +94,7 @@ def build_merge(name: str, *, channels: int, num_banks: int, activation: str) ->
     Raises:
         ValueError: an unknown name or activation.
     """
-    builders = {
+    builders: dict[str, Callable[[], Merge]] = {
         "concat": lambda: ConcatMerge(channels, num_banks),
         "multiply": lambda: MultiplyMerge(activation),
         "sum": SumMerge,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from detectron2.layers import nonzero_tuple
 from detectron2.modeling.poolers import (
     ROIPooler,
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from fsn_d2.layers import selective_roi_align
 
 from .attention_banks import SelectiveMaps
+from .merges import Merge
 from .selection import nearest_ratio, sub_region_in_image, sub_region_in_roi
 
 SUB_REGION_READINGS = ("none", "roi", "image")
@@ -27,6 +27,8 @@ class SelectiveROIPooler(nn.Module):
     first four are. It owns the geometry and the merge; the maps come from `AttentionBanks`.
     """
 
+    bin_index: Tensor
+
     def __init__(
         self,
         *,
@@ -37,7 +39,7 @@ class SelectiveROIPooler(nn.Module):
         sub_region: str,
         grid: int,
         ratios: list[float],
-        merge: nn.Module | None,
+        merge: Merge | None,
     ) -> None:
         """
         Args:
@@ -90,14 +92,16 @@ class SelectiveROIPooler(nn.Module):
         rois = convert_boxes_to_pooler_format(box_lists)
         levels = self._levels_of(box_lists)
         roi = self._roi_feature(maps, box_lists, rois, levels)
+        if self.merge is None:
+            return roi
         attention = []
         if self.sub_region != "none":
-            banks = [m.sub_region for m in maps]
+            banks = [m.sub_region for m in maps if m.sub_region is not None]
             attention.append(self._pool(banks, rois, levels, self._sub_region_index(maps, rois)))
         if self.ratios:
-            banks = [m.aspect_ratio for m in maps]
+            banks = [m.aspect_ratio for m in maps if m.aspect_ratio is not None]
             attention.append(self._pool(banks, rois, levels, nearest_ratio(rois, self.ratios)))
-        return self.merge(roi, attention) if attention else roi
+        return self.merge(roi, attention)
 
     def _levels_of(self, box_lists: list[Boxes]) -> Tensor:
         pooler = self.roi_pooler
@@ -135,6 +139,4 @@ class SelectiveROIPooler(nn.Module):
         return pooled
 
     def _pool_level(self, bank: Tensor, rois: Tensor, index: Tensor, scale: float) -> Tensor:
-        return selective_roi_align(
-            bank, rois, index, self.output_size, scale, self.sampling_ratio
-        )
+        return selective_roi_align(bank, rois, index, self.output_size, scale, self.sampling_ratio)

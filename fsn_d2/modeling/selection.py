@@ -1,5 +1,5 @@
-"""Which map of an attention bank a bin reads (FSN, section 3): by where the bin or its RoI lies, and
-by the RoI's shape. Every index broadcasts to [K, PH, PW].
+"""Which map of an attention bank a bin reads (FSN, section 3): by where the bin or its RoI lies,
+and by the RoI's shape. Every index broadcasts to [K, PH, PW].
 """
 
 from __future__ import annotations

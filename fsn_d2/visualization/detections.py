@@ -13,6 +13,8 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.mapper import read_image
+
 
 def _caption(image: np.ndarray, text: str) -> np.ndarray:
     bar = np.full((22, image.shape[1], 3), 255, np.uint8)
@@ -50,9 +52,8 @@ def save_detection_sheet(
     records = DatasetCatalog.get(dataset)
     rows = []
     for record in records[:: max(1, len(records) // images)][:images]:
-        bgr = cv2.imread(record["file_name"])
-        rgb = bgr[:, :, ::-1]
-        instances = predictor(bgr)["instances"]
+        rgb = read_image(record["file_name"], "RGB")
+        instances = predictor(rgb[:, :, ::-1])["instances"]
         pair = [
             _caption(draw_ground_truth(rgb, record, metadata), "ground truth"),
             _caption(

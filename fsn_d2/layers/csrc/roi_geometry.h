@@ -90,8 +90,7 @@ class AxisWeights {
     int64_t end = 0;
     samples_on_the_map(bin_start, bin_size, sample, end);
     for (; sample < end; ++sample) {
-      const scalar_t position =
-          bin_start +
+      const scalar_t position = bin_start +
           (static_cast<scalar_t>(sample) + scalar_t(0.5)) * bin_size / static_cast<scalar_t>(grid_);
       if (!(position >= scalar_t(-1) && position <= static_cast<scalar_t>(axis_size_))) {
         continue;
@@ -111,8 +110,8 @@ class AxisWeights {
   // Bounds the samples of a bin that can lie on the map, so that a huge RoI costs no more than one
   // that covers the map. One sample of slack on either side absorbs the rounding; the caller tests
   // each position.
-  void samples_on_the_map(scalar_t bin_start, scalar_t bin_size, int64_t& begin, int64_t& end)
-      const {
+  void samples_on_the_map(
+      scalar_t bin_start, scalar_t bin_size, int64_t& begin, int64_t& end) const {
     begin = 0;
     end = axis_size_ > 0 ? std::max<int64_t>(grid_, 0) : 0;
     const double step = static_cast<double>(bin_size) / static_cast<double>(grid_);

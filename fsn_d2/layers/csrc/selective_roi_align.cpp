@@ -123,8 +123,7 @@ Pooling describe(
 }
 
 void check_types(const Tensor& values, const char* name, const Tensor& rois, const Tensor& index) {
-  require(
-      is_supported_float(values.scalar_type()), name, " must be float32 or float64 on the CPU");
+  require(is_supported_float(values.scalar_type()), name, " must be float32 or float64 on the CPU");
   require(
       rois.scalar_type() == values.scalar_type(),
       "rois must have the dtype of ",
@@ -139,7 +138,6 @@ void check_types(const Tensor& values, const char* name, const Tensor& rois, con
       ", rois and bank_index must be on the same device");
 }
 
-// A contiguous copy in a known type, whose data outlive this object's uses of it.
 template <typename scalar_t>
 const scalar_t* data_of(const Tensor& tensor) {
   return static_cast<const scalar_t*>(tensor.const_data_ptr());
@@ -335,12 +333,7 @@ void pool_backward(
       for (int64_t i = 0; i < pooling.bin_rows; ++i) {
         for (int64_t j = 0; j < pooling.bin_columns; ++j, grad += bank.channels) {
           sampler.for_each_cell(
-              i,
-              j,
-              index.at(k, i, j),
-              first_row,
-              last_row,
-              [&](int64_t offset, scalar_t weight) {
+              i, j, index.at(k, i, j), first_row, last_row, [&](int64_t offset, scalar_t weight) {
                 scalar_t* cell = grad_bank + offset;
                 for (int64_t c = 0; c < bank.channels; ++c) {
                   cell[c] += weight * grad[c];
@@ -381,8 +374,8 @@ Tensor selective_roi_align(
       "unflatten(1, (B, C))), got ",
       shape_of(input));
   require_pair(output_size);
-  const Pooling pooling = describe(
-      input.sizes(), rois, output_size[0], output_size[1], spatial_scale, sampling_ratio);
+  const Pooling pooling =
+      describe(input.sizes(), rois, output_size[0], output_size[1], spatial_scale, sampling_ratio);
   check_types(input, "input", rois, bank_index);
   const BankIndex index(bank_index, pooling);
   const Tensor bank = torch::stable::contiguous(permute(input, {0, 3, 4, 1, 2}));
@@ -420,12 +413,7 @@ Tensor selective_roi_align_backward(
     require(size >= 0, "input_size must not be negative, got ", size);
   }
   const Pooling pooling = describe(
-      input_size,
-      rois,
-      grad_output.size(2),
-      grad_output.size(3),
-      spatial_scale,
-      sampling_ratio);
+      input_size, rois, grad_output.size(2), grad_output.size(3), spatial_scale, sampling_ratio);
   require(
       grad_output.size(0) == pooling.rois,
       "grad_output and rois must hold the same number of RoIs, got ",

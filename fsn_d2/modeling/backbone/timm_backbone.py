@@ -68,6 +68,7 @@ class TimmBackbone(StridedBackbone):
         frozen = _stages_through(name, extractor, freeze_at)
         freeze_modules(_network(extractor), frozen, conversions)
         convert_norm(extractor, norm, conversions, "MODEL.TIMM.NORM")
+        extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
@@ -81,7 +82,9 @@ class TimmBackbone(StridedBackbone):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """See :meth:`StridedBackbone.forward`."""
-        return _maps(self.extractor, image)
+        # Depthwise convolutions, their backward above all, run several times faster on the CPU in
+        # this layout; others do not mind.
+        return _maps(self.extractor, image.contiguous(memory_format=torch.channels_last))
 
 
 @BACKBONE_REGISTRY.register()

@@ -76,11 +76,19 @@ def _image_sizes(proposals: list[Instances]) -> list:
     return [p.image_size for p in proposals]
 
 
-class _SelectiveBoxFeatures(nn.Module):
-    """What FSN changes in heads that have a `box_pooler`: what it pools from, and how."""
+@ROI_HEADS_REGISTRY.register()
+class FSNROIHeads(StandardROIHeads):
+    """StandardROIHeads with FSN box features."""
+
+    box_in_features: list[str]
 
     @configurable
     def __init__(self, *, box_banks: AttentionBanks, **kwargs) -> None:
+        """
+        Args:
+            box_banks: computes what the box pooler pools from.
+            kwargs: as for StandardROIHeads; `box_pooler` is a SelectiveROIPooler.
+        """
         super().__init__(**kwargs)
         self.box_banks = box_banks
 
@@ -92,27 +100,29 @@ class _SelectiveBoxFeatures(nn.Module):
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances], *args):
         features = {name: features[name] for name in self.box_in_features}
-        return super()._forward_box(
-            self.box_banks(features, _image_sizes(proposals)), proposals, *args
-        )
+        maps = self.box_banks(features, _image_sizes(proposals))
+        return super()._forward_box(maps, proposals, *args)
 
 
 @ROI_HEADS_REGISTRY.register()
-class FSNROIHeads(_SelectiveBoxFeatures, StandardROIHeads):
-    """StandardROIHeads with FSN box features."""
-
-
-@ROI_HEADS_REGISTRY.register()
-class FSNCascadeROIHeads(_SelectiveBoxFeatures, CascadeROIHeads):
-    """CascadeROIHeads with FSN box features: every stage reads the same banks with its own boxes."""
+class FSNCascadeROIHeads(FSNROIHeads, CascadeROIHeads):
+    """CascadeROIHeads with FSN box features: each stage reads the same banks with its boxes."""
 
 
 @ROI_HEADS_REGISTRY.register()
 class FSNRes5ROIHeads(Res5ROIHeads):
     """Res5ROIHeads (C4) with FSN features, widened again to what the pretrained res5 takes in."""
 
+    in_features: list[str]
+
     @configurable
     def __init__(self, *, banks: AttentionBanks, widen: nn.Module, **kwargs) -> None:
+        """
+        Args:
+            banks: computes what the pooler pools from.
+            widen: from C channels to what `res5` takes in.
+            kwargs: as for Res5ROIHeads; `pooler` is a SelectiveROIPooler.
+        """
         super().__init__(**kwargs)
         self.banks = banks
         self.widen = widen

@@ -19,16 +19,13 @@ ENDS = {"res2": "conv3", "res3": "inception3b", "res4": "inception4e", "res5": "
 
 
 @pytest.fixture(scope="module")
-def classifier() -> nn.Module:
+def classifier(warm_up) -> nn.Module:
     """A classifier with the auxiliary heads and the input step of torchvision's weights file."""
     torch.manual_seed(0)
     model = torchvision.models.googlenet(
         weights=None, aux_logits=True, transform_input=True, init_weights=False
     )
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.uniform_(0.5, 1.5)
-    return model.eval()
+    return warm_up(model)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +74,8 @@ def test_maps_equal_torchvisions_with_its_preset_and_its_input_step(
     expected = stage_outputs(classifier, as_torchvision)
     assert list(maps) == list(ENDS)
     for key, tensor in maps.items():
-        torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-4)
+        assert tensor.std() > 0.1  # the units are alive, so the comparison means something
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-3)
 
 
 def test_maps_and_pyramid_have_the_stated_shapes() -> None:
@@ -122,7 +120,8 @@ def test_frozen_normalisation_equals_evaluation_and_stays(weights_file: str) -> 
     with torch.no_grad():
         expected = plain(image)
     for key, tensor in maps.items():
-        torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-4)
+        assert tensor.std() > 0.1
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-3)
     for key, value in frozen.named_buffers():
         assert torch.equal(value, before[key]), key
     assert not any(".bn." in key for key, _ in frozen.named_parameters())

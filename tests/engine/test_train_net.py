@@ -1,0 +1,258 @@
+"""train_net.py as a user runs it: training, resuming, evaluating, and one line for a mistake."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import DefaultPredictor, HookBase, default_argument_parser, hooks
+
+import train_net
+from fsn_d2.engine import Trainer, evaluate, setup
+
+ROOT = Path(__file__).parents[2]
+FSN = str(ROOT / "configs" / "fsn_R50.yaml")
+Args = Callable[..., Namespace]
+
+
+def command(args: Namespace) -> list[str]:
+    return [sys.executable, "train_net.py", "--config-file", args.config_file, *args.opts]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def predictions(output: Path) -> list[dict]:
+    return json.loads((output / "inference" / "coco_instances_results.json").read_text())
+
+
+def same(first: dict, second: dict) -> bool:
+    """Equal metrics; not-a-number equals itself."""
+    return json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+
+
+# ---------------------------------------------------------------------------- as a command
+
+
+def test_the_command_trains_evaluates_and_saves(tiny_args: Args, tmp_path: Path) -> None:
+    result = run(command(tiny_args("fsn_R50.yaml")))
+    assert result.returncode == 0, result.stderr
+    output = tmp_path / "output"
+    assert torch.load(output / "model_final.pth", weights_only=False)["iteration"] == 1
+    metrics = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert math.isfinite(metrics[-1]["total_loss"])
+    assert "bbox/AP" in metrics[-1]
+
+
+def test_a_mistake_on_the_command_ends_it_with_one_line_and_code_1(tiny_args: Args) -> None:
+    result = run(command(tiny_args("fsn_R50.yaml", MODEL__ROI_HEADS__NUM_CLASSES=7)))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "MODEL.ROI_HEADS.NUM_CLASSES" in last
+
+
+# ---------------------------------------------------------------------------- mistakes
+
+
+def error_line(arguments: list[str]) -> str:
+    """What train_net.py prints before it ends with code 1, which a text given to exit does."""
+    with pytest.raises(SystemExit) as caught:
+        train_net.main(default_argument_parser().parse_args(arguments))
+    line = caught.value.code
+    assert isinstance(line, str)
+    assert line.startswith("error: ")
+    assert "\n" not in line.strip()
+    return line
+
+
+@pytest.mark.parametrize("key", ["MODEL.FSN.GIRD", "MODELS.FSN", "SOLVER.MAX_ITR"])
+def test_an_unknown_key_on_the_command_line(key: str) -> None:
+    assert key in error_line(["--config-file", FSN, key, "3"])
+
+
+def test_an_unknown_key_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("MODEL:\n  FSN:\n    GIRD: 3\n")
+    assert "MODEL.FSN.GIRD" in error_line(["--config-file", str(path)])
+
+
+def test_a_config_file_that_is_not_there() -> None:
+    assert "configs/absent.yaml" in error_line(["--config-file", "configs/absent.yaml"])
+
+
+def test_a_key_without_its_value() -> None:
+    assert "MODEL.FSN.GRID" in error_line(["--config-file", FSN, "MODEL.FSN.GRID"])
+
+
+def test_a_value_of_another_type() -> None:
+    assert "SOLVER.MAX_ITER" in error_line(["--config-file", FSN, "SOLVER.MAX_ITER", "many"])
+
+
+def test_a_data_set_that_is_not_there(tmp_path: Path) -> None:
+    spec = f"('coco://{tmp_path}/absent.json:{tmp_path}',)"
+    opts = ["DATASETS.TRAIN", spec, "DATASETS.TEST", spec, "OUTPUT_DIR", str(tmp_path)]
+    assert str(tmp_path / "absent.json") in error_line(["--config-file", FSN, *opts])
+
+
+def test_another_number_of_classes_than_the_data_has(tiny_args: Args) -> None:
+    args = tiny_args("fsn_R50.yaml", MODEL__ROI_HEADS__NUM_CLASSES=7)
+    line = error_line(["--config-file", args.config_file, *args.opts])
+    assert "MODEL.ROI_HEADS.NUM_CLASSES" in line
+    assert "7" in line and "80" in line
+
+
+@pytest.mark.parametrize("flags", [[], ["--eval-only"]])
+def test_weights_that_are_not_there(flags: list[str], tiny_args: Args) -> None:
+    args = tiny_args("fsn_R50.yaml", small=True, MODEL__WEIGHTS="absent.pth")
+    assert "absent.pth" in error_line(["--config-file", args.config_file, *flags, *args.opts])
+
+
+def test_a_value_that_the_heads_refuse(tiny_args: Args) -> None:
+    args = tiny_args("fsn_R50.yaml", small=True, MODEL__FSN__MERGE="blend")
+    assert "MODEL.FSN.MERGE" in error_line(["--config-file", args.config_file, *args.opts])
+
+
+# ---------------------------------------------------------------------------- resuming
+
+
+class Interrupt(HookBase):
+    """Ends the training like Ctrl-C, after the given number of iterations."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def written_every_iteration(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[HookBase]]:
+    """Writes metrics.json every iteration; the hooks listed under "extra" run last."""
+    built, added = Trainer.build_hooks, {"extra": []}
+
+    def build(trainer: Trainer) -> list[HookBase]:
+        all_hooks = built(trainer)
+        for hook in all_hooks:
+            if isinstance(hook, hooks.PeriodicWriter):
+                hook._period = 1
+        return [*all_hooks, *added["extra"]]
+
+    monkeypatch.setattr(Trainer, "build_hooks", build)
+    return added
+
+
+def iterations(output: Path) -> list[int]:
+    lines = (output / "metrics.json").read_text().splitlines()
+    return [entry["iteration"] for line in lines if "total_loss" in (entry := json.loads(line))]
+
+
+def saved_iteration(path: Path) -> int:
+    return torch.load(path, weights_only=False)["iteration"]
+
+
+def test_a_resumed_training_repeats_no_iteration_and_ends_at_the_same_total(
+    tiny_args: Args, tmp_path: Path, written_every_iteration: dict[str, list[HookBase]]
+) -> None:
+    changes = {"SOLVER__MAX_ITER": 4, "SOLVER__CHECKPOINT_PERIOD": 2, "DATASETS__TEST": ()}
+    output = tmp_path / "output"
+    written_every_iteration["extra"] = [Interrupt(after=2)]
+    with pytest.raises(KeyboardInterrupt):
+        train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
+    assert sorted(set(iterations(output))) == [0, 1]
+    assert saved_iteration(output / (output / "last_checkpoint").read_text()) == 1
+    before = (output / "metrics.json").read_text()
+
+    written_every_iteration["extra"] = []
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", small=True, **changes))
+    assert (output / "metrics.json").read_text().startswith(before)
+    resumed = iterations(output)[len(before.splitlines()) :]
+    assert sorted(set(resumed)) == [2, 3]
+    assert saved_iteration(output / "model_final.pth") == 3
+
+
+def test_without_resume_training_starts_anew(tiny_args: Args, tmp_path: Path) -> None:
+    for _ in range(2):
+        cfg = setup(tiny_args("fsn_R50.yaml", small=True, SOLVER__MAX_ITER=1, DATASETS__TEST=()))
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        assert trainer.start_iter == 0
+        trainer.train()
+
+
+# ---------------------------------------------------------------------------- results
+
+
+DETECTS = {"MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0, "SOLVER__MAX_ITER": 1}
+AUGMENTED = {
+    "TEST__AUG__ENABLED": True,
+    "TEST__AUG__MIN_SIZES": (48, 64),
+    "TEST__AUG__MAX_SIZE": 96,
+}
+
+
+def test_training_gives_back_the_metrics_and_eval_only_gives_them_again(
+    tiny_args: Args, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    trained = train_net.main(tiny_args("fsn_R50.yaml", small=True, **DETECTS))
+    found = predictions(output)
+    assert found
+    weights = {"MODEL__WEIGHTS": output / "model_final.pth", "OUTPUT_DIR": tmp_path / "again"}
+    args = tiny_args("fsn_R50.yaml", "--eval-only", small=True, **DETECTS, **weights)
+    evaluated = train_net.main(args)
+    assert predictions(tmp_path / "again") == found
+    assert math.isfinite(evaluated["bbox"]["AP"])
+    assert same(evaluated, trained)
+
+
+@pytest.mark.parametrize("config", ["fsn_mask_R50.yaml", "fsn_R50_C4.yaml", "fsn_cascade_R50.yaml"])
+def test_test_time_augmentation_has_results_of_its_own(config: str, tiny_args: Args) -> None:
+    mask = "cascade" not in config
+    opts = {**DETECTS, **AUGMENTED, "MODEL__MASK_ON": mask}
+    results = evaluate(setup(tiny_args(config, "--eval-only", small=True, **opts)))
+    kinds = {"bbox", "segm"} if mask else {"bbox"}
+    assert set(results) == kinds | {f"{kind}_TTA" for kind in kinds}
+    assert math.isfinite(results["bbox_TTA"]["AP"])
+
+
+def test_training_ends_with_test_time_augmentation_where_asked(tiny_args: Args) -> None:
+    results = train_net.main(tiny_args("fsn_R50.yaml", small=True, **DETECTS, **AUGMENTED))
+    assert set(results) == {"bbox", "bbox_TTA"}
+
+
+def test_results_of_several_sets_go_by_set(tiny_args: Args, coco_spec: Callable) -> None:
+    sets = (coco_spec(3, name="one"), coco_spec(3, name="two"))
+    args = tiny_args("fsn_R50.yaml", "--eval-only", small=True, DATASETS__TEST=sets, **DETECTS)
+    assert set(evaluate(setup(args))) == set(sets)
+
+
+def test_detectron2s_predictor_works_with_the_config(
+    small_cfg: Callable, detector: Callable, tmp_path: Path, random_image: torch.Tensor
+) -> None:
+    cfg = small_cfg(MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.0)
+    model = detector(cfg)
+    path = tmp_path / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    cfg.MODEL.WEIGHTS = str(path)
+    cfg.DATASETS.TEST = ()
+    # As large as the config asks for, so that the predictor does not resize it.
+    found = DefaultPredictor(cfg)(random_image.permute(1, 2, 0).numpy())["instances"]
+    with torch.no_grad():
+        (expected,) = model([{"image": random_image}])
+    expected = expected["instances"]
+    assert len(found) == len(expected) > 0
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    torch.testing.assert_close(found.scores, expected.scores)

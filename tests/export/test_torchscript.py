@@ -1,0 +1,171 @@
+"""An exported model gives what the eager one gives, here and in a process without this project."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from fsn_d2.export import ExportDifference, compare_export, export_torchscript
+from fsn_d2.layers import op_library_path
+
+TRACED = (64, 80)  # height, width
+OTHERS = [(64, 80), (80, 64), (96, 96), (50, 131), (33, 40)]
+SCORES = "MODEL__ROI_HEADS__SCORE_THRESH_TEST"
+
+
+def image_of(height: int, width: int, seed: int = 0) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 6, 8, generator=rng) * 255
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
+
+
+VARIANTS = [
+    ("fsn_R50.yaml", {}),
+    ("fsn_R50.yaml", {"MODEL__FSN__SUB_REGION": "image"}),
+    ("fsn_R50.yaml", {"MODEL__FSN__MERGE": "multiply"}),
+    ("fsn_R50.yaml", {"MODEL__FSN__MERGE": "multiply", "MODEL__FSN__SUB_REGION": "image"}),
+    ("fsn_R50.yaml", {"MODEL__FSN__BANK_KERNEL": 3, "MODEL__FSN__BANK_INPUT": "reduced"}),
+    ("fsn_R50.yaml", {"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}),
+    ("fsn_R50_C4.yaml", {}),
+    ("fsn_R50_C4.yaml", {"MODEL__FSN__SUB_REGION": "image"}),
+    ("fsn_cascade_R50.yaml", {}),
+]
+
+
+@pytest.mark.parametrize(("config", "changes"), VARIANTS)
+def test_equals_the_eager_model_for_images_of_other_sizes(
+    config: str, changes: dict, small_cfg: Callable, detector: Callable, tmp_path: Path
+) -> None:
+    cfg = small_cfg(config, **{SCORES: 0.0}, **changes)
+    model = detector(cfg)
+    exported = export_torchscript(cfg, model, image_of(*TRACED), tmp_path / "model.ts")
+    images = [image_of(*size, seed=i) for i, size in enumerate(OTHERS)]
+    difference = compare_export(model, exported, images)
+    assert difference.images == len(OTHERS)
+    assert difference.detections >= 10 * len(OTHERS)
+    assert difference.within(), difference
+
+
+@pytest.mark.parametrize("reading", ["roi", "image"])
+@pytest.mark.parametrize("config", ["fsn_R50.yaml", "fsn_R50_C4.yaml"])
+def test_an_image_without_detections(
+    config: str, reading: str, small_cfg: Callable, detector: Callable, tmp_path: Path
+) -> None:
+    cfg = small_cfg(config, **{SCORES: 1.0, "MODEL__FSN__SUB_REGION": reading})
+    model = detector(cfg)
+    exported = export_torchscript(cfg, model, image_of(*TRACED), tmp_path / "model.ts")
+    for size in OTHERS[:3]:
+        boxes, classes, scores, image_size = exported(image_of(*size))
+        assert boxes.shape == (0, 4)
+        assert len(classes) == len(scores) == 0
+        assert tuple(int(side) for side in image_size) == size
+    assert compare_export(model, exported, [image_of(*OTHERS[2])]) == ExportDifference(images=1)
+
+
+def test_traced_where_nothing_was_found_it_still_finds(
+    small_cfg: Callable, detector: Callable, tmp_path: Path
+) -> None:
+    model = detector(small_cfg(**{SCORES: 0.0}))
+    images = [image_of(*TRACED, seed=i) for i in range(8)]
+    with torch.no_grad():
+        best = [model.inference([{"image": i}])[0]["instances"].scores.max() for i in images]
+    order = torch.stack(best).argsort()
+    least, most = images[order[0]], images[order[-1]]
+    threshold = float(best[order[0]] + best[order[-1]]) / 2
+    cfg = small_cfg(**{SCORES: threshold})
+    model = detector(cfg)
+    exported = export_torchscript(cfg, model, least, tmp_path / "model.ts")
+    difference = compare_export(model, exported, [least, most])
+    assert difference.detections > 0
+    assert difference.within(), difference
+    assert len(exported(least)[2]) == 0
+
+
+WITHOUT_THIS_PROJECT = """
+import sys, torch
+torchvision_library, op_library, model, images, answers = sys.argv[1:]
+torch.ops.load_library(torchvision_library)
+torch.ops.load_library(op_library)
+model = torch.jit.load(model)
+torch.save([model(image) for image in torch.load(images)], answers)
+assert not {"fsn_d2", "detectron2", "torchvision"} & set(sys.modules), "imported after all"
+"""
+
+
+@pytest.mark.skipif(op_library_path() is None, reason="the extension is not built")
+@pytest.mark.parametrize("config", ["fsn_R50.yaml", "fsn_R50_C4.yaml"])
+def test_a_process_with_torch_and_two_op_libraries_alone_runs_it(
+    config: str, small_cfg: Callable, detector: Callable, tmp_path: Path
+) -> None:
+    cfg = small_cfg(config, **{SCORES: 0.0, "MODEL__FSN__SUB_REGION": "image"})
+    images = [image_of(*size, seed=i) for i, size in enumerate(OTHERS[1:4])]
+    exported = export_torchscript(cfg, detector(cfg), image_of(*TRACED), tmp_path / "model.ts")
+    torch.save(images, tmp_path / "images.pt")
+    libraries = [Path(torchvision.__file__).with_name("_C.so"), op_library_path()]
+    files = [tmp_path / name for name in ("model.ts", "images.pt", "answers.pt")]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_THIS_PROJECT, *map(str, [*libraries, *files])],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+    )
+    for image, answer in zip(images, torch.load(files[2]), strict=True):
+        expected = exported(image)
+        assert len(expected[2]) > 10
+        torch.testing.assert_close(tuple(answer), tuple(expected))
+
+
+def test_the_file_carries_the_config_and_the_class_names(
+    small_cfg: Callable[..., CfgNode], detector: Callable, tmp_path: Path
+) -> None:
+    cfg = small_cfg(DATASETS__TRAIN=(), DATASETS__TEST=(), DATASETS__CLASSES=["a", "b", "c"])
+    export_torchscript(cfg, detector(cfg), image_of(*TRACED), tmp_path / "model.ts")
+    extra = {"config.yaml": "", "classes.json": ""}
+    torch.jit.load(str(tmp_path / "model.ts"), _extra_files=extra)
+    assert json.loads(extra["classes.json"]) == ["a", "b", "c"]
+    assert CfgNode.load_cfg(extra["config.yaml"].decode()).MODEL.FSN == cfg.MODEL.FSN
+
+
+# ---------------------------------------------------------------------------- the comparison
+
+
+class Fixed(torch.nn.Module):
+    """A detector that always finds the same."""
+
+    def inference(self, inputs: list[dict], do_postprocess: bool) -> list[Instances]:
+        boxes = Boxes(torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
+        scores, classes = torch.tensor([0.9, 0.5]), torch.tensor([0, 1])
+        return [Instances((9, 9), pred_boxes=boxes, scores=scores, pred_classes=classes)]
+
+
+def compare_fixed_with(boxes: list, classes: list, scores: list) -> ExportDifference:
+    answer = (torch.tensor(boxes), torch.tensor(classes), torch.tensor(scores), None)
+    return compare_export(Fixed(), lambda image: answer, [torch.zeros(3, 9, 9)])
+
+
+def test_the_comparison_measures_each_kind_of_difference() -> None:
+    boxes = [[1.0, 2, 3, 4], [5, 6, 7, 8]]
+    equal = compare_fixed_with(boxes, [0, 1], [0.9, 0.5])
+    assert equal == ExportDifference(images=1, detections=2)
+    assert equal.within()
+    moved = compare_fixed_with([[1.0, 2, 3, 4], [5, 6, 7, 8.5]], [0, 1], [0.9, 0.5])
+    assert moved.boxes == 0.5
+    rescored = compare_fixed_with(boxes, [0, 1], [0.9, 0.25])
+    assert rescored.scores == 0.25
+    renamed = compare_fixed_with(boxes, [0, 2], [0.9, 0.5])
+    assert renamed.classes == 1
+    fewer = compare_fixed_with(boxes[:1], [0], [0.9])
+    assert fewer.counts_differ == 1
+    assert not any(d.within() for d in (moved, rescored, renamed, fewer))

@@ -1,0 +1,295 @@
+"""The pooler against a literal composition: Detectron2's own pooler on every map, then a choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsn_d2.modeling import AttentionBanks, SelectiveMaps, SelectiveROIPooler, build_merge
+
+RATIOS = [0.5, 1.0, 2.0]
+CHANNELS = 6
+HEIGHT, WIDTH = 512, 640  # of the padded batch
+IMAGE_SIZES = [(512, 600), (400, 640)]
+PYRAMID = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+MERGES = [
+    ("concat", "sigmoid"),
+    ("sum", "sigmoid"),
+    ("multiply", "identity"),
+    ("multiply", "relu"),
+    ("multiply", "sigmoid"),
+]
+
+
+def make_pooler(*, merge: str = "concat", activation: str = "sigmoid", **changes):
+    """A pooler of both banks unless the changes say otherwise."""
+    settings = {
+        "output_size": 7,
+        "scales": PYRAMID,
+        "sampling_ratio": 2,
+        "pooler_type": "ROIAlignV2",
+        "sub_region": "roi",
+        "grid": 3,
+        "ratios": RATIOS,
+        **changes,
+    }
+    num_banks = (settings["sub_region"] != "none") + bool(settings["ratios"])
+    module = None
+    if num_banks:
+        module = build_merge(merge, channels=CHANNELS, num_banks=num_banks, activation=activation)
+    return SelectiveROIPooler(**settings, merge=module)
+
+
+def random_maps(scales: tuple[float, ...], grid: int = 3) -> list[SelectiveMaps]:
+    torch.manual_seed(1)
+
+    def level(scale: float) -> SelectiveMaps:
+        h, w = int(HEIGHT * scale), int(WIDTH * scale)
+        return SelectiveMaps(
+            torch.randn(2, CHANNELS, h, w),
+            torch.randn(2, grid * grid, CHANNELS, h, w),
+            torch.randn(2, len(RATIOS), CHANNELS, h, w),
+            IMAGE_SIZES,
+        )
+
+    return [level(scale) for scale in scales]
+
+
+@pytest.fixture
+def box_lists(random_boxes: Callable[..., Boxes]) -> list[Boxes]:
+    drawn = [random_boxes(24, *size, least=8, seed=i) for i, size in enumerate(IMAGE_SIZES)]
+    biggest = Boxes(torch.tensor([[5.0, 6.0, 590.0, 500.0]]))  # random ones miss the last level
+    return [Boxes.cat([drawn[0], biggest]), drawn[1]]
+
+
+# The index of the map that bin (i, j) of a box reads, by the definitions.
+
+
+def index_in_roi(box: Tensor, size: tuple, bins: tuple, i: int, j: int, grid: int) -> int:
+    return (2 * i + 1) * grid // (2 * bins[0]) * grid + (2 * j + 1) * grid // (2 * bins[1])
+
+
+def index_in_image(box: Tensor, size: tuple, bins: tuple, i: int, j: int, grid: int) -> int:
+    x1, y1, x2, y2 = box.tolist()
+    row = int((y1 + y2) / 2 / size[0] * grid)
+    column = int((x1 + x2) / 2 / size[1] * grid)
+    return row * grid + column
+
+
+def index_of_ratio(box: Tensor) -> int:
+    x1, y1, x2, y2 = box.tolist()
+    ratio = (y2 - y1) / (x2 - x1)
+    return 0 if ratio < math.sqrt(0.5) else 1 if ratio < math.sqrt(2.0) else 2
+
+
+READINGS = {"roi": index_in_roi, "image": index_in_image}
+
+
+def pool_every_map(banks: list[Tensor], boxes: list[Boxes], pooler: ROIPooler) -> Tensor:
+    """Tensor[K, B, C, PH, PW]"""
+    count = banks[0].shape[1]
+    return torch.stack([pooler([bank[:, b] for bank in banks], boxes) for b in range(count)], dim=1)
+
+
+def literal_attention(
+    maps: list[SelectiveMaps], boxes: list[Boxes], pooler: ROIPooler, reading: str, grid: int
+) -> tuple[Tensor, Tensor]:
+    bins = pooler.output_size
+    sub_region = pool_every_map([m.sub_region for m in maps], boxes, pooler)
+    ratio = pool_every_map([m.aspect_ratio for m in maps], boxes, pooler)
+    chosen_sub, chosen_ratio = torch.zeros_like(sub_region[:, 0]), torch.zeros_like(ratio[:, 0])
+    flat = [(b, size) for bs, size in zip(boxes, IMAGE_SIZES, strict=True) for b in bs.tensor]
+    for k, (box, size) in enumerate(flat):
+        chosen_ratio[k] = ratio[k, index_of_ratio(box)]
+        for i in range(bins[0]):
+            for j in range(bins[1]):
+                index = READINGS[reading](box, size, bins, i, j, grid)
+                chosen_sub[k, :, i, j] = sub_region[k, index, :, i, j]
+    return chosen_sub, chosen_ratio
+
+
+def literal_merge(merge: nn.Module, name: str, activation: str, roi, sub_region, ratio) -> Tensor:
+    if name == "concat":
+        x = F.relu(torch.cat([roi, sub_region, ratio], dim=1))
+        return roi + torch.einsum("kihw,oi->kohw", x, merge.conv.weight[:, :, 0, 0])
+    if name == "sum":
+        return roi + sub_region + ratio
+    factor = sub_region + ratio
+    by_name = {"identity": factor, "relu": factor.clamp(min=0), "sigmoid": 1 + (factor / 2).tanh()}
+    return roi * by_name[activation]
+
+
+def check_against_literal(pooler, merge, activation, maps, boxes, pooler_type="ROIAlignV2") -> None:
+    size, ratio = pooler.output_size, pooler.sampling_ratio
+    bilinear = ROIPooler(size, pooler.scales, ratio, "ROIAlignV2")
+    roi = ROIPooler(size, pooler.scales, ratio, pooler_type)([m.roi for m in maps], boxes)
+    attention = literal_attention(maps, boxes, bilinear, pooler.sub_region, pooler.grid)
+    expected = literal_merge(pooler.merge, merge, activation, roi, *attention)
+    torch.testing.assert_close(pooler(maps, boxes), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scales", [PYRAMID, (1 / 16,)], ids=["pyramid", "one level"])
+@pytest.mark.parametrize("reading", ["roi", "image"])
+@pytest.mark.parametrize(("merge", "activation"), MERGES)
+def test_equals_the_literal_composition(
+    scales: tuple, reading: str, merge: str, activation: str, box_lists: list[Boxes]
+) -> None:
+    pooler = make_pooler(merge=merge, activation=activation, scales=scales, sub_region=reading)
+    check_against_literal(pooler, merge, activation, random_maps(scales), box_lists)
+
+
+def test_the_boxes_of_these_tests_lie_on_every_level_ratio_and_part_of_the_image(
+    box_lists: list[Boxes],
+) -> None:
+    assert set(assign_boxes_to_levels(box_lists, 2, 5, 224, 4).tolist()) == {0, 1, 2, 3}
+    assert {index_of_ratio(b) for boxes in box_lists for b in boxes.tensor} == {0, 1, 2}
+    flat = [(b, s) for bs, s in zip(box_lists, IMAGE_SIZES, strict=True) for b in bs.tensor]
+    assert len({index_in_image(b, s, (7, 7), 0, 0, 3) for b, s in flat}) >= 7
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("reading", ["roi", "image"])
+@pytest.mark.parametrize(
+    ("output_size", "grid", "scales"),
+    # Detectron2's own pooler serves other than square outputs on one level only.
+    [((5, 8), 3, (1 / 16,)), (14, 2, PYRAMID), (2, 3, PYRAMID)],
+)
+def test_other_sizes_and_grids(
+    reading: str, output_size: int | tuple, grid: int, scales: tuple, box_lists: list[Boxes]
+) -> None:
+    settings = {"output_size": output_size, "grid": grid, "scales": scales, "sampling_ratio": 0}
+    pooler = make_pooler(sub_region=reading, **settings)
+    check_against_literal(pooler, "concat", "sigmoid", random_maps(scales, grid), box_lists)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooler_type", ["ROIAlign", "ROIPool"])
+@pytest.mark.parametrize("scales", [PYRAMID, (1 / 16,)], ids=["pyramid", "one level"])
+def test_the_roi_feature_may_be_pooled_in_any_of_detectron2s_ways(
+    pooler_type: str, scales: tuple, box_lists: list[Boxes]
+) -> None:
+    pooler = make_pooler(pooler_type=pooler_type, scales=scales)
+    maps = random_maps(scales)
+    check_against_literal(pooler, "concat", "sigmoid", maps, box_lists, pooler_type)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooler_type", ["ROIAlignV2", "ROIAlign", "ROIPool"])
+@pytest.mark.parametrize("scales", [PYRAMID, (1 / 16,)], ids=["pyramid", "one level"])
+def test_without_banks_it_is_plain_pooling_of_the_reduced_feature(
+    pooler_type: str, scales: tuple, box_lists: list[Boxes]
+) -> None:
+    pooler = make_pooler(pooler_type=pooler_type, scales=scales, sub_region="none", ratios=[])
+    maps = random_maps(scales)
+    expected = ROIPooler(7, scales, 2, pooler_type)([m.roi for m in maps], box_lists)
+    torch.testing.assert_close(pooler(maps, box_lists), expected, atol=1e-5, rtol=1e-4)
+    assert not list(pooler.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kept", ["sub_region", "aspect_ratio"])
+def test_each_bank_can_be_used_alone(kept: str, box_lists: list[Boxes]) -> None:
+    alone = {"ratios": []} if kept == "sub_region" else {"sub_region": "none"}
+    pooler = make_pooler(merge="sum", **alone)
+    maps = random_maps(PYRAMID)
+    bilinear = ROIPooler(7, PYRAMID, 2, "ROIAlignV2")
+    sub_region, ratio = literal_attention(maps, box_lists, bilinear, "roi", 3)
+    expected = bilinear([m.roi for m in maps], box_lists)
+    expected = expected + (sub_region if kept == "sub_region" else ratio)
+    torch.testing.assert_close(pooler(maps, box_lists), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_boxes_centred_outside_the_image_read_its_outermost_sub_regions() -> None:
+    pooler = make_pooler(merge="sum", sub_region="image", ratios=[], scales=(1 / 16,))
+    (maps,) = random_maps((1 / 16,))
+    # One channel value per map makes the map that was read visible.
+    levels = torch.arange(9.0).view(1, 9, 1, 1, 1).expand(2, 9, CHANNELS, 32, 40)
+    maps = maps._replace(roi=torch.zeros_like(maps.roi), sub_region=levels)
+    corners = Boxes(torch.tensor([[-90.0, -90, 60, 60], [590, 490, 630, 540]]))
+    read = pooler([maps], [corners, Boxes(torch.zeros(0, 4))])
+    assert read[:, 0].amax(dim=(1, 2)).tolist() == [0.0, 8.0]
+
+
+# ---------------------------------------------------------------------------- with the banks
+
+
+def make_stage(scales: tuple, merge: str, activation: str, **changes):
+    torch.manual_seed(0)
+    pooler = make_pooler(merge=merge, activation=activation, scales=scales, **changes)
+    banks = AttentionBanks(
+        256,
+        CHANNELS,
+        grid=3,
+        shift=1,
+        num_ratios=len(RATIOS),
+        kernel_size=1,
+        input="feature",
+        start=pooler.merge.start,
+    )
+    return banks, pooler
+
+
+def features_for(scales: tuple) -> dict[str, Tensor]:
+    return {
+        f"p{i}": torch.randn(2, 256, int(HEIGHT * scale) // 4, int(WIDTH * scale) // 4)
+        for i, scale in enumerate(scales)
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("merge", "activation"), MERGES)
+@pytest.mark.parametrize("reading", ["roi", "image"])
+def test_every_merge_begins_close_to_plain_pooling(
+    merge: str, activation: str, reading: str, box_lists: list[Boxes]
+) -> None:
+    banks, pooler = make_stage(PYRAMID, merge, activation, sub_region=reading)
+    maps = list(banks(features_for(PYRAMID), IMAGE_SIZES).values())
+    plain = ROIPooler(7, PYRAMID, 2, "ROIAlignV2")([m.roi for m in maps], box_lists)
+    change = (pooler(maps, box_lists) - plain).norm() / plain.norm()
+    # The attention deviates by 0.01 * sqrt(2 * 256) = 0.23 of a unit-variance feature; pooling
+    # averages it like the feature itself, whose variance the reduction first doubles at most.
+    assert 0 < change < 0.35
+
+
+@pytest.mark.parametrize("scales", [PYRAMID, (1 / 16,)], ids=["pyramid", "one level"])
+@pytest.mark.parametrize("reading", ["roi", "image"])
+@pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0), (1, 1)])
+@pytest.mark.parametrize(("merge", "activation"), MERGES)
+def test_every_parameter_has_a_gradient_however_few_boxes_there_are(
+    scales: tuple, reading: str, counts: tuple, merge: str, activation: str, random_boxes
+) -> None:
+    banks, pooler = make_stage(scales, merge, activation, sub_region=reading)
+    boxes = [random_boxes(n, *size) for n, size in zip(counts, IMAGE_SIZES, strict=True)]
+    pooled = pooler(list(banks(features_for(scales), IMAGE_SIZES).values()), boxes)
+    assert pooled.shape == (sum(counts), CHANNELS, 7, 7)
+    pooled.sum().backward()
+    for name, parameter in [*banks.named_parameters(), *pooler.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert sum(counts) or not parameter.grad.any(), name
+
+
+def test_what_it_holds_beside_the_merge_is_not_saved() -> None:
+    saved = set(make_pooler(merge="concat").state_dict())
+    assert saved == {"merge.conv.weight", "merge.conv.bias"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sub_region": "centre"}, r"MODEL\.FSN\.SUB_REGION.*'centre'"),
+        ({"ratios": [1.0, -2.0]}, r"MODEL\.FSN\.RATIOS.*-2\.0"),
+        ({"ratios": [0.0]}, r"MODEL\.FSN\.RATIOS.*0\.0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_pooler(**changes)

@@ -1,0 +1,93 @@
+"""Every config trains, and an FSN config differs from its counterpart in the RoI heads alone."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from fsn_d2 import add_fsn_config
+from fsn_d2.engine import Trainer, setup
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = sorted(p.name for p in CONFIGS.glob("*.yaml") if not p.name.startswith("Base-"))
+FSN_NAMES = [name for name in NAMES if name.startswith("fsn_")]
+# One of each family: head, backbone, number of levels.
+FAST = {
+    "faster_rcnn_R50.yaml",
+    "fsn_R50.yaml",
+    "fsn_R50_C4.yaml",
+    "fsn_R50_DC5_VOC.yaml",
+    "fsn_cascade_R50.yaml",
+    "fsn_mask_R50.yaml",
+    "fsn_GoogLeNet.yaml",
+    "fsn_VGG16_VOC.yaml",
+    "fsn_Lite0_digits.yaml",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
+def test_it_trains_and_every_parameter_has_a_gradient(
+    name: str, tiny_args: Callable[..., Namespace]
+) -> None:
+    cfg = setup(tiny_args(name, DATASETS__TEST=()))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    losses = [value for value, _ in trainer.storage.history("total_loss").values()]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+    trainable = [(n, p) for n, p in trainer.model.named_parameters() if p.requires_grad]
+    assert trainable
+    assert not [n for n, p in trainable if p.grad is None]
+
+
+def merged(name: str) -> dict[str, object]:
+    cfg = get_cfg()
+    add_fsn_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name))
+    return dict(flat(cfg))
+
+
+def flat(node: CfgNode, prefix: str = ""):
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def counterpart(name: str) -> str:
+    model = name.removeprefix("fsn_")
+    for kind in ("cascade", "mask"):
+        if model.startswith(f"{kind}_"):
+            return model.replace(f"{kind}_", f"{kind}_rcnn_")
+    return f"faster_rcnn_{model}"
+
+
+@pytest.mark.parametrize("name", FSN_NAMES)
+def test_an_fsn_config_differs_from_its_counterpart_in_the_roi_heads_alone(name: str) -> None:
+    ours, theirs = merged(name), merged(counterpart(name))
+    assert ours.keys() == theirs.keys()
+    different = {key for key in ours if ours[key] != theirs[key]}
+    assert "MODEL.ROI_HEADS.NAME" in different
+    allowed = {"MODEL.ROI_HEADS.NAME", "OUTPUT_DIR"}
+    parts = ("MODEL.FSN.", "MODEL.ROI_BOX_HEAD.")
+    assert not [key for key in different if key not in allowed and not key.startswith(parts)]
+
+
+def test_there_are_configs_to_test() -> None:
+    assert set(NAMES) >= FAST
+    assert len(FSN_NAMES) >= 10
+
+
+def test_two_configs_that_name_an_output_folder_do_not_share_it() -> None:
+    default = get_cfg().OUTPUT_DIR
+    folders = [folder for n in NAMES if (folder := merged(n)["OUTPUT_DIR"]) != default]
+    assert len(set(folders)) == len(folders)
