@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import add_fsn_config
 from ..data import register_datasets, register_digits
-from ..modeling.backbone import adopt_timm_input
+from ..modeling.backbone import adopt_input_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
             "SOLVER.AMP.ENABLED needs a CUDA GPU, and the device is "
             f"{cfg.MODEL.DEVICE!r}. Train in float32 with SOLVER.AMP.ENABLED False."
         )
-    adopt_timm_input(cfg)
+    adopt_input_statistics(cfg)
     return cfg
 
 

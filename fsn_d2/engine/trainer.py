@@ -22,6 +22,11 @@ from .weights import load_weights, resume_or_load
 class Trainer(DefaultTrainer):
     """DefaultTrainer for COCO and VOC data, with test-time augmentation."""
 
+    @property
+    def last_results(self) -> OrderedDict:
+        """The metrics of the last evaluation; empty before the first."""
+        return getattr(self, "_last_eval_results", OrderedDict())
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         return build_detection_train_loader(cfg, mapper=TolerantMapper(cfg, is_train=True))
@@ -86,7 +91,8 @@ def train(cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
     """
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
-    results = trainer.train()
+    trainer.train()
+    results = OrderedDict(trainer.last_results)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, trainer.model))
     return results

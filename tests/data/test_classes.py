@@ -54,6 +54,15 @@ def test_same_classes_under_other_ids_are_matched_by_name(tmp_path: Path, make_c
     assert perfect_ap(test)["AP-dog"] == pytest.approx(100)
 
 
+def test_class_names_may_be_numbers_in_the_file(tmp_path: Path, make_cfg) -> None:
+    data = coco_dict()
+    data["categories"] = [{"id": 2, "name": 0}, {"id": 5, "name": 1}]
+    spec = write_coco(tmp_path, data)
+    register_datasets(make_cfg((spec,)))
+    assert MetadataCatalog.get(spec).thing_classes == ["0", "1"]
+    assert [b[1] for b in boxes_of(spec)] == ["1", "0"]
+
+
 def test_class_named_twice_in_the_config(voc: Path, make_cfg) -> None:
     with pytest.raises(ValueError, match=r"DATASETS\.CLASSES names a class twice"):
         register_datasets(make_cfg((f"voc://{voc}:train",), classes=["cat", "cat"]))

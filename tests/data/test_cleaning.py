@@ -27,7 +27,6 @@ from .small_sets import (
     write_voc,
 )
 
-
 BAD_BOXES = {
     "no width": [5, 5, 0, 10],
     "negative height": [5, 5, 10, -1],

@@ -13,7 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from fsn_d2.data import register_datasets
 from fsn_d2.data.datasets import _safe_name
 
-from .small_sets import coco_dict, perfect_ap, write_coco, write_split
+from .small_sets import HEIGHT, WIDTH, coco_dict, perfect_ap, write_coco, write_split
 
 
 def test_command_line_form(voc: Path, make_cfg) -> None:
@@ -38,6 +38,13 @@ def test_clean_coco_is_evaluated_against_the_users_own_file(tmp_path: Path, make
     assert MetadataCatalog.get(spec).evaluator_type == "coco"
     assert not (tmp_path / "out").exists()
     assert perfect_ap(spec)["AP"] == pytest.approx(100)
+
+
+def test_malformed_mask_is_refused_before_training(tmp_path: Path, make_cfg) -> None:
+    data = coco_dict()
+    data["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [[1]]}
+    with pytest.raises(TypeError):
+        register_datasets(make_cfg((), (write_coco(tmp_path, data),)))
 
 
 def test_registering_twice_is_harmless_and_sees_changes(voc: Path, make_cfg) -> None:
@@ -88,8 +95,6 @@ def test_builtin_set_whose_files_are_missing(make_cfg) -> None:
 
 
 def test_builtin_set_whose_files_are_there(tmp_path: Path, make_cfg) -> None:
-    from detectron2.data.datasets import register_coco_instances
-
     write_coco(tmp_path, coco_dict())
     register_coco_instances("by_python", {}, str(tmp_path / "boxes.json"), str(tmp_path))
     register_datasets(make_cfg(("by_python",)))

@@ -38,9 +38,11 @@ def test_incomplete_spec_shows_the_syntax(name: str) -> None:
         parse_spec(name)
 
 
-def test_wrong_path_names_the_nearest_parent(voc: Path, make_cfg) -> None:
-    wrong = voc / "nowhere" / "deep"
+def test_wrong_path_names_the_nearest_parent(tmp_path: Path) -> None:
+    wrong = tmp_path / "nowhere" / "deep"
+    spec = parse_spec(f"voc://{wrong}:train")
+    assert spec is not None
     with pytest.raises(FileNotFoundError) as caught:
-        register_datasets(make_cfg((f"voc://{wrong}:train",)))
+        require_path(spec.path, "VOC root", spec, folder=True)
     assert f"VOC root {wrong} does not exist" in str(caught.value)
-    assert f"folder that exists is {voc}." in str(caught.value)
+    assert f"folder that exists is {tmp_path}." in str(caught.value)

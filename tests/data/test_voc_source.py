@@ -22,7 +22,6 @@ from .small_sets import (
     write_xml,
 )
 
-
 BCCD = Path(
     os.environ.get("FSN_BCCD", Path(__file__).parents[3] / "shared" / "data" / "bccd" / "BCCD")
 )

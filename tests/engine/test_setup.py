@@ -29,7 +29,7 @@ def test_without_a_gpu_the_device_is_the_cpu(asked: str) -> None:
 @pytest.mark.parametrize("asked", ["cuda", "cuda:1", "cpu"])
 def test_with_a_gpu_the_device_stays(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert load_config(FSN, ["MODEL.DEVICE", asked]).MODEL.DEVICE == asked
+    assert asked == load_config(FSN, ["MODEL.DEVICE", asked]).MODEL.DEVICE
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -71,5 +71,5 @@ def test_setup_freezes_the_config_keeps_a_copy_and_registers_the_data(
 def test_evaluation_does_not_need_the_training_set(tiny_args: Callable[..., Namespace]) -> None:
     absent = ("coco:///nowhere/a.json:/nowhere",)
     setup(tiny_args("fsn_R50.yaml", "--eval-only", small=True, DATASETS__TRAIN=absent))
-    with pytest.raises(FileNotFoundError, match="/nowhere/a.json"):
+    with pytest.raises(FileNotFoundError, match=r"/nowhere/a\.json"):
         setup(tiny_args("fsn_R50.yaml", small=True, DATASETS__TRAIN=absent))

@@ -99,7 +99,7 @@ def test_resuming_prefers_the_last_checkpoint_and_ignores_the_weights(tmp_path: 
     checkpointer = DetectionCheckpointer(model, str(run))
     resume_or_load(checkpointer, str(tmp_path / "absent.pth"), resume=True)
     assert model.weight.tolist() == [[4.0, 4.0]]
-    with pytest.raises(FileNotFoundError, match="absent.pth"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
         resume_or_load(checkpointer, str(tmp_path / "absent.pth"), resume=False)
 
 

@@ -4,15 +4,14 @@ from .config import add_backbone_config
 from .embedded_lite0 import read_embedded_lite0
 from .fpn import build_fpn
 from .googlenet import GoogLeNetBackbone, build_googlenet_backbone, build_googlenet_fpn_backbone
-from .input_statistics import adopt_googlenet_input, adopt_timm_input
+from .input_statistics import adopt_input_statistics
 from .timm_backbone import TimmBackbone, build_timm_backbone, build_timm_fpn_backbone
 
 __all__ = [
     "GoogLeNetBackbone",
     "TimmBackbone",
     "add_backbone_config",
-    "adopt_googlenet_input",
-    "adopt_timm_input",
+    "adopt_input_statistics",
     "build_fpn",
     "build_googlenet_backbone",
     "build_googlenet_fpn_backbone",

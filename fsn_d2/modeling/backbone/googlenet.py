@@ -48,7 +48,7 @@ class GoogLeNetBackbone(StridedBackbone):
 
     res2 is the output of conv3, res3, res4 and res5 are those of inception 3b, 4e and 5b. The
     pretrained weights expect RGB as (x - 127.5) / 127.5, see
-    :func:`fsn_d2.modeling.backbone.adopt_googlenet_input`.
+    :func:`fsn_d2.modeling.backbone.adopt_input_statistics`.
 
     Args:
         pretrained: "" (random), "torchvision", or the path of torchvision's weights file.

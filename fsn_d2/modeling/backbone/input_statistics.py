@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -13,54 +12,42 @@ from .timm_library import require_timm_model
 _logger = logging.getLogger(__name__)
 
 
-def adopt_timm_input(cfg: CfgNode) -> None:
-    """Set the pixel statistics and channel order to those of the timm backbone, in place.
+def adopt_input_statistics(cfg: CfgNode) -> None:
+    """Set the pixel statistics and channel order to those of a backbone of this package, in place.
 
-    Nothing is done for another backbone, nor where ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD`` or
-    ``INPUT.FORMAT`` differs from Detectron2's default: then the three are the user's.
+    Nothing is done for Detectron2's own backbones, nor where ``MODEL.PIXEL_MEAN``,
+    ``MODEL.PIXEL_STD`` or ``INPUT.FORMAT`` differs from Detectron2's default: then the three are
+    the user's.
 
     Args:
-        cfg: an unfrozen config. timm states mean and std on the range 0..1; the config holds them
-            on 0..255. timm's models take RGB.
+        cfg: an unfrozen config.
 
     Raises:
-        ImportError: timm is not installed.
+        ImportError: timm is needed and not installed.
         ValueError: timm has no such model.
     """
-    if not cfg.MODEL.BACKBONE.NAME.startswith("build_timm_"):
+    if _input_keys(cfg) != _input_keys(get_cfg()):
         return
-    if cfg.MODEL.TIMM.PRETRAINED == "embedded":
-        mean, std = [LITE0_MEAN] * 3, [LITE0_STD] * 3
+    name = cfg.MODEL.BACKBONE.NAME
+    if name.startswith("build_timm_"):
+        mean, std = _timm_statistics(cfg)
+    elif name.startswith("build_googlenet_"):
+        # torchvision reaches the same numbers in two steps: its preset normalises by ImageNet's
+        # mean and std, which the network's `transform_input` then undoes. We leave out both.
+        mean, std = [127.5] * 3, [127.5] * 3
     else:
-        name = cfg.MODEL.TIMM.NAME
-        source = require_timm_model(name).get_pretrained_cfg(name, allow_unregistered=False)
-        mean, std = [[255 * value for value in triple] for triple in (source.mean, source.std)]
-    _adopt(cfg, mean, std)
-
-
-def adopt_googlenet_input(cfg: CfgNode) -> None:
-    """Do as :func:`adopt_timm_input` for GoogLeNet, whose weights expect (x - 127.5) / 127.5, RGB.
-
-    torchvision reaches the same numbers in two steps: its preset normalises by ImageNet's mean
-    and std, which the network's ``transform_input`` then undoes. We leave out both.
-    """
-    if cfg.MODEL.BACKBONE.NAME.startswith("build_googlenet_"):
-        _adopt(cfg, [127.5] * 3, [127.5] * 3)
-
-
-def _adopt(cfg: CfgNode, mean: Sequence[float], std: Sequence[float]) -> None:
-    default = get_cfg()
-    if _input_keys(cfg) != _input_keys(default):
         return
-    cfg.MODEL.PIXEL_MEAN = list(mean)
-    cfg.MODEL.PIXEL_STD = list(std)
-    cfg.INPUT.FORMAT = "RGB"
-    _logger.info(
-        "%s: INPUT.FORMAT RGB, PIXEL_MEAN %s, PIXEL_STD %s",
-        cfg.MODEL.BACKBONE.NAME,
-        [round(value, 3) for value in mean],
-        [round(value, 3) for value in std],
-    )
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT = mean, std, "RGB"
+    _logger.info("%s: INPUT.FORMAT RGB, PIXEL_MEAN %s, PIXEL_STD %s", name, mean, std)
+
+
+def _timm_statistics(cfg: CfgNode) -> tuple[list[float], list[float]]:
+    if cfg.MODEL.TIMM.PRETRAINED == "embedded":
+        return [LITE0_MEAN] * 3, [LITE0_STD] * 3
+    name = cfg.MODEL.TIMM.NAME
+    source = require_timm_model(name).get_pretrained_cfg(name, allow_unregistered=False)
+    # timm states them on the range 0..1.
+    return [255 * value for value in source.mean], [255 * value for value in source.std]
 
 
 def _input_keys(cfg: CfgNode) -> tuple[list[float], list[float], str]:

@@ -13,7 +13,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 
-from fsn_d2.modeling.backbone import GoogLeNetBackbone, add_backbone_config, adopt_googlenet_input
+from fsn_d2.modeling.backbone import GoogLeNetBackbone, add_backbone_config, adopt_input_statistics
 
 ENDS = {"res2": "conv3", "res3": "inception3b", "res4": "inception4e", "res5": "inception5b"}
 
@@ -59,7 +59,7 @@ def test_maps_equal_torchvisions_with_its_preset_and_its_input_step(
     cfg.MODEL.BACKBONE.NAME = "build_googlenet_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.GOOGLENET.PRETRAINED = weights_file
-    adopt_googlenet_input(cfg)
+    adopt_input_statistics(cfg)
     assert cfg.INPUT.FORMAT == "RGB"
     rgb = torch.rand(2, 3, 64, 96) * 255
     mean, std = (

@@ -7,7 +7,10 @@ import logging
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
-from fsn_d2.modeling.backbone import add_backbone_config, adopt_googlenet_input, adopt_timm_input
+from fsn_d2.modeling.backbone import (
+    add_backbone_config,
+    adopt_input_statistics,
+)
 
 DETECTRON2 = ([103.530, 116.280, 123.675], [1.0, 1.0, 1.0], "BGR")
 
@@ -43,7 +46,7 @@ def test_timms_statistics_are_adopted_as_rgb(backbone, timm, mean, std, caplog) 
     pytest.importorskip("timm")
     cfg = config(backbone, **timm)
     with caplog.at_level(logging.INFO, logger="fsn_d2"):
-        adopt_timm_input(cfg)
+        adopt_input_statistics(cfg)
     assert list(cfg.MODEL.PIXEL_MEAN) == pytest.approx(mean)
     assert list(cfg.MODEL.PIXEL_STD) == pytest.approx(std)
     assert cfg.INPUT.FORMAT == "RGB"
@@ -63,7 +66,7 @@ def test_what_the_user_set_is_left(key: str, value: object, caplog) -> None:
     cfg.merge_from_list([key, value])
     before = input_of(cfg.clone())
     with caplog.at_level(logging.INFO, logger="fsn_d2"):
-        adopt_timm_input(cfg)
+        adopt_input_statistics(cfg)
     assert input_of(cfg) == before
     assert not caplog.records
 
@@ -71,20 +74,20 @@ def test_what_the_user_set_is_left(key: str, value: object, caplog) -> None:
 def test_other_backbones_are_left() -> None:
     for backbone in ("build_resnet_fpn_backbone", "build_googlenet_fpn_backbone"):
         cfg = config(backbone)
-        adopt_timm_input(cfg)
+        adopt_input_statistics(cfg)
         assert input_of(cfg) == DETECTRON2
     cfg = config("build_timm_fpn_backbone")
-    adopt_googlenet_input(cfg)
+    adopt_input_statistics(cfg)
     assert input_of(cfg) == DETECTRON2
 
 
 def test_googlenet_takes_rgb_on_minus_one_to_one() -> None:
     cfg = config("build_googlenet_fpn_backbone")
-    adopt_googlenet_input(cfg)
+    adopt_input_statistics(cfg)
     assert input_of(cfg) == ([127.5] * 3, [127.5] * 3, "RGB")
 
 
 def test_unknown_model_is_refused() -> None:
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match="no model 'resnet81'"):
-        adopt_timm_input(config("build_timm_backbone", NAME="resnet81"))
+        adopt_input_statistics(config("build_timm_backbone", NAME="resnet81"))
