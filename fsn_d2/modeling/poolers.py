@@ -54,13 +54,15 @@ class SelectiveROIPooler(nn.Module):
             merge: from `build_merge`; None without banks.
 
         Raises:
-            ValueError: an unknown `sub_region`, or ratios that are not positive.
+            ValueError: an unknown `sub_region`, an empty grid, or ratios that are not positive.
         """
         super().__init__()
         if sub_region not in SUB_REGION_READINGS:
             raise ValueError(
                 f"MODEL.FSN.SUB_REGION must be one of {SUB_REGION_READINGS}, got {sub_region!r}"
             )
+        if sub_region != "none" and grid < 1:
+            raise ValueError(f"MODEL.FSN.GRID must be at least 1, got {grid}")
         if not all(ratio > 0 for ratio in ratios):
             raise ValueError(f"MODEL.FSN.RATIOS (height / width) must be positive, got {ratios}")
         self.scales = scales

@@ -65,7 +65,7 @@ def test_setup_freezes_the_config_keeps_a_copy_and_registers_the_data(
     assert len(DatasetCatalog.get(name)) == 3
     assert MetadataCatalog.get(name).thing_classes == ["class00", "class01", "class02"]
     again = load_config(str(tmp_path / "output" / "config.yaml"))
-    assert again.dump() == cfg.dump()
+    assert again == cfg
 
 
 def test_evaluation_does_not_need_the_training_set(tiny_args: Callable[..., Namespace]) -> None:

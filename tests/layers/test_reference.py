@@ -42,7 +42,7 @@ def test_taps_along_one_axis_by_hand() -> None:
     taps = reference._axis_taps(start, extent, bins=2, sampling_ratio=2, size=5)
     dense = torch.zeros(2, 5)
     for b in range(2):
-        for t in range(int(taps.first[0, b]), int(taps.first[0, b] + taps.count[0, b])):
+        for t in range(int(taps.first[0, b]), int(taps.first[0, b] + taps.counts[0, b])):
             dense[b, taps.cell[t]] += taps.weight[t]
     assert dense.tolist() == [[0.25, 1.5, 0.25, 0, 0], [0, 0.25, 1.5, 0.25, 0]]
     assert taps.grid.tolist() == [2]
