@@ -25,7 +25,7 @@ class Trainer(DefaultTrainer):
     @property
     def last_results(self) -> OrderedDict:
         """The metrics of the last evaluation; empty before the first."""
-        return getattr(self, "_last_eval_results", OrderedDict())
+        return OrderedDict(getattr(self, "_last_eval_results", {}))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
@@ -92,7 +92,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     trainer.train()
-    results = OrderedDict(trainer.last_results)
+    results = trainer.last_results
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, trainer.model))
     return results
