@@ -100,6 +100,12 @@ PATCHES = (
     ),
     # Pillow 10 dropped the alias.
     Patch("detectron2/data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR"),
+    # As in today's main: a traced model cannot hold an autograd function.
+    Patch(
+        "detectron2/modeling/roi_heads/cascade_rcnn.py",
+        "        box_features = _ScaleGradient.apply(",
+        "        if self.training:\n            box_features = _ScaleGradient.apply(",
+    ),
     # setuptools 82 dropped pkg_resources.
     Patch("detectron2/model_zoo/model_zoo.py", "import pkg_resources\n", ""),
     Patch(

@@ -137,7 +137,13 @@ def _register(source: Source, classes: list[str], output_dir: Path, *, decode: b
             catalog.remove(spec.name)
     register_coco_instances(spec.name, {}, str(json_file), str(source.image_root))
     # Loading fills in the class names, and refuses a malformed mask now rather than hours later.
-    DatasetCatalog.get(spec.name)
+    try:
+        DatasetCatalog.get(spec.name)
+    except (TypeError, ValueError) as error:  # from pycocotools
+        raise ValueError(
+            f"Data set {spec.name!r}: {spec.path} holds a malformed segmentation ({error}). "
+            "Correct it, or remove it from the annotation."
+        ) from error
 
 
 def _safe_name(name: str) -> str:

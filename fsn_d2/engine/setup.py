@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_fsn_config
@@ -32,14 +33,22 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
         opts: alternating keys and values.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: an unknown file or key, or a value that this
-            machine cannot serve.
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown key, or a value that this machine cannot serve.
     """
     cfg = get_cfg()
     add_fsn_config(cfg)
-    if config_file:
-        cfg.merge_from_file(config_file)
-    cfg.merge_from_list(opts or [])
+    if config_file and not PathManager.isfile(config_file):
+        raise FileNotFoundError(f"--config-file: {config_file} does not exist.")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(opts or [])
+    except (AssertionError, KeyError) as error:  # what yacs raises for unknown keys
+        raise ValueError(
+            f"{error.args[0]} (in {config_file} or on the command line; fsn_d2/config.py lists the "
+            "keys that this project adds)"
+        ) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
@@ -58,7 +67,7 @@ def setup(args: Namespace) -> CfgNode:
         args: as from Detectron2's `default_argument_parser`.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: naming the path or key to change.
+        FileNotFoundError, ValueError: naming the path or key to change.
     """
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
@@ -80,5 +89,5 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -57,11 +57,13 @@ class AttentionBanks(nn.Module):
                 convolution, the merge sees to a mild start.
 
         Raises:
-            ValueError: an unknown `input`.
+            ValueError: an unknown `input` or an even `kernel_size`.
         """
         super().__init__()
         if input not in ("feature", "reduced"):
             raise ValueError(f"MODEL.FSN.BANK_INPUT must be 'feature' or 'reduced', got {input!r}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"MODEL.FSN.BANK_KERNEL must be odd and positive, got {kernel_size}")
         self.reads_reduced = input == "reduced"
         self.num_ratios = num_ratios
         self.reduce = nn.Conv2d(in_channels, channels, 1)

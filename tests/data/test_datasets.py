@@ -43,7 +43,7 @@ def test_clean_coco_is_evaluated_against_the_users_own_file(tmp_path: Path, make
 def test_malformed_mask_is_refused_before_training(tmp_path: Path, make_cfg) -> None:
     data = coco_dict()
     data["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [[1]]}
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="malformed segmentation"):
         register_datasets(make_cfg((), (write_coco(tmp_path, data),)))
 
 

@@ -39,22 +39,37 @@ VARIANTS = [
     ("fsn_R50.yaml", {"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}),
     ("fsn_R50_C4.yaml", {}),
     ("fsn_R50_C4.yaml", {"MODEL__FSN__SUB_REGION": "image"}),
-    ("fsn_cascade_R50.yaml", {}),
 ]
+
+
+def check_equal(cfg: CfgNode, detector: Callable, path: Path) -> None:
+    model = detector(cfg)
+    exported = export_torchscript(cfg, model, image_of(*TRACED), path)
+    images = [image_of(*size, seed=i) for i, size in enumerate(OTHERS)]
+    difference = compare_export(model, exported, images)
+    assert difference.images == len(OTHERS)
+    assert difference.detections >= 10 * len(OTHERS)
+    assert difference.within(), difference
 
 
 @pytest.mark.parametrize(("config", "changes"), VARIANTS)
 def test_equals_the_eager_model_for_images_of_other_sizes(
     config: str, changes: dict, small_cfg: Callable, detector: Callable, tmp_path: Path
 ) -> None:
-    cfg = small_cfg(config, **{SCORES: 0.0}, **changes)
-    model = detector(cfg)
-    exported = export_torchscript(cfg, model, image_of(*TRACED), tmp_path / "model.ts")
-    images = [image_of(*size, seed=i) for i, size in enumerate(OTHERS)]
-    difference = compare_export(model, exported, images)
-    assert difference.images == len(OTHERS)
-    assert difference.detections >= 10 * len(OTHERS)
-    assert difference.within(), difference
+    check_equal(small_cfg(config, **{SCORES: 0.0}, **changes), detector, tmp_path / "model.ts")
+
+
+def test_a_cascade_can_be_exported_where_detectron2s_own_can(
+    small_cfg: Callable, detector: Callable, tmp_path: Path
+) -> None:
+    original = small_cfg("cascade_rcnn_R50.yaml", **{SCORES: 0.0})
+    try:
+        check_equal(original, detector, tmp_path / "original.ts")
+    except RuntimeError as error:
+        assert "_ScaleGradient" in str(error)
+        pytest.skip("this Detectron2 scales the cascade's gradient in inference too")
+    cfg = small_cfg("fsn_cascade_R50.yaml", **{SCORES: 0.0})
+    check_equal(cfg, detector, tmp_path / "model.ts")
 
 
 @pytest.mark.parametrize("reading", ["roi", "image"])
