@@ -11,7 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .reference import check_shapes, selective_roi_align_reference
+from .reference import (
+    check_shapes,
+    selective_roi_align_backward_reference,
+    selective_roi_align_reference,
+)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SCHEMAS = (
@@ -83,16 +87,9 @@ def _backward_without_kernel(
     spatial_scale: float,
     sampling_ratio: int,
 ) -> Tensor:
-    # The op is linear in its input, so the gradient needs no values of it, only a leaf to hold it.
-    n, b, c, h, w = input_size
-    cells = grad_output.new_zeros(n, h, w, b, c)
-    with torch.enable_grad():
-        bank = cells.permute(0, 3, 4, 1, 2).requires_grad_()
-        pooled = selective_roi_align_reference(
-            bank, rois, bank_index, list(grad_output.shape[2:]), spatial_scale, sampling_ratio
-        )
-    (grad,) = torch.autograd.grad(pooled, bank, grad_output)
-    return cells.copy_(grad.permute(0, 3, 4, 1, 2)).permute(0, 3, 4, 1, 2)
+    return selective_roi_align_backward_reference(
+        grad_output, rois, bank_index, list(input_size), spatial_scale, sampling_ratio
+    )
 
 
 def _fake_forward(
@@ -135,6 +132,21 @@ def _autograd_backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grad_input, None, None, None, None, None
 
 
+def _setup_backward_context(ctx, inputs: tuple, output: Tensor) -> None:
+    grad_output, rois, bank_index, _, ctx.spatial_scale, ctx.sampling_ratio = inputs
+    ctx.save_for_backward(rois, bank_index)
+    ctx.output_size = grad_output.shape[2:]
+
+
+def _double_backward(ctx, grad_grad_input: Tensor) -> tuple[Tensor | None, ...]:
+    # The gradient is linear in grad_output, and its transpose is the pooling itself.
+    rois, bank_index = ctx.saved_tensors
+    grad_grad_output = torch.ops.fsn_d2.selective_roi_align(
+        grad_grad_input, rois, bank_index, ctx.output_size, ctx.spatial_scale, ctx.sampling_ratio
+    )
+    return grad_grad_output, None, None, None, None, None
+
+
 def _register() -> None:
     name = "fsn_d2::selective_roi_align"
     torch.library.impl(name, "CompositeExplicitAutograd")(_forward_without_kernel)
@@ -142,6 +154,9 @@ def _register() -> None:
     torch.library.register_fake(name)(_fake_forward)
     torch.library.register_fake(f"{name}_backward")(_fake_backward)
     torch.library.register_autograd(name, _autograd_backward, setup_context=_setup_context)
+    torch.library.register_autograd(
+        f"{name}_backward", _double_backward, setup_context=_setup_backward_context
+    )
 
 
 _register()

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_SAMPLING_RATIO = 1024
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MAX_GRID = 2**24  # as in csrc/roi_geometry.h
-_MAX_ROWS_AT_ONCE = 2**24  # table rows gathered at once: bounds the memory for huge RoIs
+_MAX_ROWS_AT_ONCE = 2**21  # table rows gathered at once: bounds the memory for huge RoIs
 
 
 class Taps(NamedTuple):
@@ -71,7 +72,7 @@ def _check_values(
     problem = ""
     if not input.is_floating_point() or rois.dtype != input.dtype:
         problem = f"rois must have the dtype of input, a floating one, got {rois.dtype}"
-    elif bank_index.is_floating_point() or bank_index.is_complex():
+    elif bank_index.dtype not in _INTEGERS:
         problem = f"bank_index must be an integer tensor, got {bank_index.dtype}"
     elif not (rois.device == bank_index.device == input.device):
         problem = "input, rois and bank_index must be on the same device"
@@ -142,16 +143,27 @@ def _axis_taps(start: Tensor, extent: Tensor, bins: int, sampling_ratio: int, si
     return Taps(cell, weight.flatten(), taps, first, grid)
 
 
-def _pool(
-    table: Tensor,
-    size: tuple[int, int, int],
-    rois: Tensor,
-    index: Tensor,
-    scale: float,
-    ratio: int,
-) -> Tensor:
-    """Pools Tensor[K, 5] rois from table [N * H * W * B, C]; index is Tensor[K, PH, PW]."""
-    height, width, maps = size
+class Bags(NamedTuple):
+    """What every bin of some RoIs reads: rows of the table of cells, bin after bin.
+
+    Attributes:
+        row: Tensor[T] int64, a row of the table [N * H * W * B, C].
+        weight: Tensor[T], its weight.
+        bin: Tensor[T] int64, the bin that reads it, counted through all RoIs.
+        first: Tensor[bins] int64, where each bin's entries start.
+    """
+
+    row: Tensor
+    weight: Tensor
+    bin: Tensor
+    first: Tensor
+
+
+def _collect_bags(
+    input_size: list[int], rois: Tensor, index: Tensor, scale: float, ratio: int
+) -> Bags:
+    """For rois Tensor[K, 5] and index Tensor[K, PH, PW]."""
+    _, maps, _, height, width = input_size
     bin_rows, bin_columns = index.shape[1:]
     x1, y1, x2, y2 = (rois[:, 1:] * scale - 0.5).unbind(1)
     rows = _axis_taps(y1, y2 - y1, bin_rows, ratio, height)
@@ -170,28 +182,21 @@ def _pool(
     image = of_bag(rois[:, 0].long()[:, None, None])
     cell = ((image * height + rows.cell[row]) * width + columns.cell[column]) * maps
     samples = (rows.grid.double() * columns.grid.double()).clamp(min=1)
-    share = of_bag((1 / samples).to(table.dtype)[:, None, None])
-    pooled = F.embedding_bag(
-        cell + of_bag(index),
-        table,
-        bag_size.cumsum(0) - bag_size,
-        mode="sum",
-        per_sample_weights=rows.weight[row] * columns.weight[column] * share,
-    )
-    return pooled.view(len(rois), bin_rows, bin_columns, -1).permute(0, 3, 1, 2)
+    share = of_bag((1 / samples).to(rois.dtype)[:, None, None])
+    weight = rows.weight[row] * columns.weight[column] * share
+    return Bags(cell + of_bag(index), weight, bag, bag_size.cumsum(0) - bag_size)
 
 
-def _roi_chunks(rois: Tensor, scale: float, ratio: int, bins: int, height: int, width: int) -> int:
-    """How many RoIs to pool at once, so that the gathered rows stay within bounds."""
+def _rois_at_once(input_size: list[int], rois: Tensor, scale: float, ratio: int, bins: int) -> int:
+    """How many RoIs to pool at once, so that their bags stay within bounds."""
     if ratio > 0:
-        taps = 4.0 * ratio * ratio * bins
+        rows = 4.0 * ratio * ratio * bins
     else:
-        sides = (rois[:, 3:] - rois[:, 1:3]).abs() * scale
-        taps = float(
-            ((sides[:, 0].clamp(max=width) + 4) * (sides[:, 1].clamp(max=height) + 4)).max()
-        )
-        taps = 4.0 * (taps + bins)
-    return max(1, int(_MAX_ROWS_AT_ONCE / taps))
+        height, width = input_size[3:]
+        sides = ((rois[:, 3:] - rois[:, 1:3]).abs() * scale).nan_to_num()
+        seen = (sides[:, 0].clamp(max=width) + 4) * (sides[:, 1].clamp(max=height) + 4)
+        rows = 4.0 * (float(seen.max()) + bins)
+    return max(1, int(_MAX_ROWS_AT_ONCE / rows))
 
 
 def selective_roi_align_reference(
@@ -207,17 +212,51 @@ def selective_roi_align_reference(
     Raises:
         RuntimeError: naming the argument that does not fit.
     """
-    check_shapes(list(input.shape), rois, bank_index, output_size)
+    size = list(input.shape)
+    check_shapes(size, rois, bank_index, output_size)
     _check_values(input, rois, bank_index, spatial_scale, sampling_ratio)
-    _, maps, channels, height, width = input.shape
+    channels = input.shape[2]
     index = bank_index.long().expand(len(rois), *output_size)
     if len(rois) == 0 or channels == 0:
         return input.new_empty(len(rois), channels, *output_size) + 0 * input.sum()
     table = input.permute(0, 3, 4, 1, 2).reshape(-1, channels)
     bins = output_size[0] * output_size[1]
-    step = _roi_chunks(rois, spatial_scale, sampling_ratio, bins, height, width)
-    pooled = [
-        _pool(table, (height, width, maps), r, i, spatial_scale, sampling_ratio)
-        for r, i in zip(rois.split(step), index.split(step), strict=True)
-    ]
+    step = _rois_at_once(size, rois, spatial_scale, sampling_ratio, bins)
+    pooled = []
+    for r, i in zip(rois.split(step), index.split(step), strict=True):
+        bags = _collect_bags(size, r, i, spatial_scale, sampling_ratio)
+        sums = F.embedding_bag(
+            bags.row, table, bags.first, mode="sum", per_sample_weights=bags.weight
+        )
+        pooled.append(sums.view(len(r), *output_size, channels).permute(0, 3, 1, 2))
     return torch.cat(pooled).contiguous()
+
+
+def selective_roi_align_backward_reference(
+    grad_output: Tensor,
+    rois: Tensor,
+    bank_index: Tensor,
+    input_size: list[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+) -> Tensor:
+    """The gradient with respect to `input`, Tensor[N, B, C, H, W], of the op in plain PyTorch.
+
+    Args:
+        grad_output: Tensor[K, C, PH, PW].
+        input_size: N, B, C, H, W.
+        rois, bank_index, spatial_scale, sampling_ratio: as in `selective_roi_align`.
+    """
+    images, maps, channels, height, width = input_size
+    output_size = list(grad_output.shape[2:])
+    grad_table = grad_output.new_zeros(images * height * width * maps, channels)
+    index = bank_index.long().expand(len(rois), *output_size)
+    if len(rois) and channels:
+        bins = output_size[0] * output_size[1]
+        step = _rois_at_once(input_size, rois, spatial_scale, sampling_ratio, bins)
+        grad_bins = grad_output.permute(0, 2, 3, 1)
+        for r, i, g in zip(rois.split(step), index.split(step), grad_bins.split(step), strict=True):
+            bags = _collect_bags(input_size, r, i, spatial_scale, sampling_ratio)
+            grads = g.reshape(-1, channels)[bags.bin] * bags.weight[:, None]
+            grad_table.index_add_(0, bags.row, grads)
+    return grad_table.view(images, height, width, maps, channels).permute(0, 3, 4, 1, 2)

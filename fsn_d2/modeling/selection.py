@@ -36,6 +36,8 @@ def sub_region_in_image(rois: Tensor, image_sizes: list, grid: int) -> Tensor:
     Returns:
         int64 Tensor[K, 1, 1], values in [0, grid * grid), row by row.
     """
+    if not image_sizes:
+        return torch.zeros(0, 1, 1, dtype=torch.int64, device=rois.device)
     sizes = torch.stack([shapes_to_tensor(list(size), rois.device) for size in image_sizes])
     centers_xy = (rois[:, 1:3] + rois[:, 3:5]) / 2
     centers = centers_xy.flip(1) / sizes.to(rois.dtype)[rois[:, 0].long()]

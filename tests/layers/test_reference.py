@@ -24,16 +24,32 @@ def test_pooling_in_parts_changes_nothing(
     bank = torch.randn(2, 3, 2, 7, 8, dtype=torch.float64)
     arguments = (bank, ROIS, INDEX, [2, 3], 0.125, ratio)
     whole = selective_roi_align_reference(*arguments)
-    pool, parts = reference._pool, []
+    collect, parts = reference._collect_bags, []
 
-    def count_rois(table, size, rois, *rest):
+    def count_rois(size, rois, *rest):
         parts.append(len(rois))
-        return pool(table, size, rois, *rest)
+        return collect(size, rois, *rest)
 
-    monkeypatch.setattr(reference, "_pool", count_rois)
+    monkeypatch.setattr(reference, "_collect_bags", count_rois)
     monkeypatch.setattr(reference, "_MAX_ROWS_AT_ONCE", rows_at_once)
     assert selective_roi_align_reference(*arguments).equal(whole)
     assert sum(parts) == len(ROIS) and len(parts) > 1
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("rows_at_once", [1, 300, 2**21])
+def test_the_gradient_is_that_of_autograd_through_the_forward(
+    ratio: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "_MAX_ROWS_AT_ONCE", rows_at_once)
+    bank = torch.randn(2, 3, 2, 7, 8, dtype=torch.float64, requires_grad=True)
+    pooled = selective_roi_align_reference(bank, ROIS, INDEX, [2, 3], 0.125, ratio)
+    grad_output = torch.randn_like(pooled)
+    (expected,) = torch.autograd.grad(pooled, bank, grad_output)
+    grad = reference.selective_roi_align_backward_reference(
+        grad_output, ROIS, INDEX, list(bank.shape), 0.125, ratio
+    )
+    torch.testing.assert_close(grad, expected)
 
 
 def test_taps_along_one_axis_by_hand() -> None:

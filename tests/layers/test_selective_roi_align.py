@@ -289,34 +289,14 @@ def test_huge_coordinates_end_and_stay_finite(pool: Callable, ratio: int, far: f
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
 @pytest.mark.parametrize("ratio", [0, 2])
 @both_implementations
-def test_extreme_scales_stay_finite(
-    pool: Callable, scale: float, ratio: int, request: pytest.FixtureRequest
-) -> None:
+def test_extreme_scales_stay_finite(pool: Callable, scale: float, ratio: int) -> None:
     """Scales at which coordinates leave the range of float32, to zero or to infinity."""
-    if pool is selective_roi_align_reference and scale == 1e300 and ratio == 0:
-        reason = "0 * infinity is no number of RoIs to pool at once"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=ValueError, reason=reason))
     rois = rois_of_all_kinds(20)
     pooled = pool(torch.ones(2, 1, 1, 5, 6), rois, torch.tensor([0]), [2, 2], scale, ratio)
     assert ((pooled >= 0) & (pooled <= 1 + 1e-6)).all()
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [
-        pytest.param(
-            FORWARD,
-            id="compiled",
-            marks=[
-                needs_library,
-                pytest.mark.xfail(
-                    strict=True, reason="cells between samples are read with the weight 0"
-                ),
-            ],
-        ),
-        pytest.param(selective_roi_align_reference, id="reference"),
-    ],
-)
+@both_implementations
 def test_a_cell_that_no_sample_touches_has_no_influence(pool: Callable) -> None:
     """Samples at 2.5 and 8.5 touch the cells 2, 3, 8 and 9 of each axis."""
     bank = torch.ones(1, 1, 1, 12, 12)
@@ -504,11 +484,7 @@ def test_rois_get_no_gradient(pool: Callable) -> None:
     assert frozen.equal(pooled)
 
 
-@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered:UserWarning")
-@pytest.mark.xfail(
-    strict=True, reason="the gradient counts as a constant: second derivatives are 0"
-)
-def test_second_derivatives_are_right_or_refused() -> None:
+def test_second_derivatives_are_right() -> None:
     """For pooled = A x: |pooled|^2 has the gradient 2 A^T A x, a linear map of x once more."""
     torch.manual_seed(8)
     bank = torch.randn(1, 1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -522,10 +498,7 @@ def test_second_derivatives_are_right_or_refused() -> None:
         sampling_ratio=2,
     )
     (grad,) = torch.autograd.grad(pool(bank).square().sum(), bank, create_graph=True)
-    try:
-        (second,) = torch.autograd.grad(grad.sum(), bank)
-    except RuntimeError:
-        return
+    (second,) = torch.autograd.grad(grad.sum(), bank)
     matrix = torch.stack([pool(e.view_as(bank)).flatten() for e in torch.eye(9).double()], 1)
     torch.testing.assert_close(second.flatten(), (2 * matrix.T @ matrix).sum(0))
 
@@ -693,17 +666,7 @@ def test_a_bad_argument_is_refused_by_name(
         pool(*arguments.values())
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [
-        pytest.param(FORWARD, id="compiled", marks=needs_library),
-        pytest.param(
-            selective_roi_align_reference,
-            id="reference",
-            marks=pytest.mark.xfail(strict=True, reason="takes what the compiled op refuses"),
-        ),
-    ],
-)
+@both_implementations
 def test_a_boolean_bank_index_is_refused(pool: Callable) -> None:
     arguments = good_arguments() | {"bank_index": torch.zeros(4, 2, 3, dtype=torch.bool)}
     with pytest.raises(RuntimeError, match="bank_index"):

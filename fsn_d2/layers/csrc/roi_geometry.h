@@ -19,44 +19,45 @@ namespace fsn_d2 {
 // keeps index arithmetic exact; it is only met by RoIs millions of cells wide.
 constexpr int64_t kMaxGrid = int64_t{1} << 24;
 
-// Consecutive cells [begin, begin + count) of one axis, and where their weights start.
-struct CellRange {
-  int64_t begin = 0;
-  int64_t count = 0;
-  int64_t first_weight = 0;
+// A cell of one axis and its weight.
+template <typename scalar_t>
+struct Tap {
+  int64_t cell;
+  scalar_t weight;
 };
 
-// The weights of every bin along one axis of one RoI. Reused from RoI to RoI, so that it allocates
-// only while it grows.
+// The cells that each bin reads along one axis of one RoI, in ascending order, without those of
+// weight zero. Reused from RoI to RoI, so that it allocates only while it grows.
 template <typename scalar_t>
-class AxisWeights {
+class AxisTaps {
  public:
-  AxisWeights(int64_t num_bins, int64_t axis_size)
-      : axis_size_(axis_size), ranges_(num_bins), cells_(axis_size, scalar_t(0)) {}
+  AxisTaps(int64_t num_bins, int64_t axis_size)
+      : axis_size_(axis_size), ends_(num_bins), weights_(axis_size, scalar_t(0)) {}
 
   // `start` and `extent`: the RoI along this axis, in cells. `sampling_ratio`: samples per bin, 0
   // for one per cell rounded up.
   void compute(scalar_t start, scalar_t extent, int64_t sampling_ratio) {
-    weights_.clear();
+    taps_.clear();
     if (!std::isfinite(start) || !std::isfinite(extent)) {  // too large for scalar_t
       grid_ = 1;
-      std::fill(ranges_.begin(), ranges_.end(), CellRange{});
+      std::fill(ends_.begin(), ends_.end(), size_t{0});
       return;
     }
-    const auto num_bins = static_cast<scalar_t>(ranges_.size());
+    const auto num_bins = static_cast<scalar_t>(ends_.size());
     const scalar_t bin_size = extent / num_bins;
     grid_ = sampling_ratio > 0 ? sampling_ratio : adaptive_grid(bin_size);
-    for (size_t bin = 0; bin < ranges_.size(); ++bin) {
-      ranges_[bin] = compute_bin(start + static_cast<scalar_t>(bin) * bin_size, bin_size);
+    for (size_t bin = 0; bin < ends_.size(); ++bin) {
+      add_bin(start + static_cast<scalar_t>(bin) * bin_size, bin_size);
+      ends_[bin] = taps_.size();
     }
   }
 
-  const CellRange& operator[](int64_t bin) const {
-    return ranges_[bin];
+  const Tap<scalar_t>* begin(int64_t bin) const {
+    return taps_.data() + (bin > 0 ? ends_[bin - 1] : 0);
   }
 
-  scalar_t weight(const CellRange& range, int64_t cell) const {
-    return weights_[range.first_weight + cell];
+  const Tap<scalar_t>* end(int64_t bin) const {
+    return taps_.data() + ends_[bin];
   }
 
   // Samples along one side of a bin; not positive for an RoI without extent that is sampled
@@ -65,25 +66,13 @@ class AxisWeights {
     return grid_;
   }
 
-  // The smallest interval [first, last) of cells that any bin touches; empty where no bin does.
-  void extent(int64_t& first, int64_t& last) const {
-    first = axis_size_;
-    last = 0;
-    for (const CellRange& range : ranges_) {
-      if (range.count > 0) {
-        first = std::min(first, range.begin);
-        last = std::max(last, range.begin + range.count);
-      }
-    }
-  }
-
  private:
   static int64_t adaptive_grid(scalar_t bin_size) {
     return static_cast<int64_t>(
         std::ceil(std::clamp(bin_size, scalar_t(-1), static_cast<scalar_t>(kMaxGrid))));
   }
 
-  CellRange compute_bin(scalar_t bin_start, scalar_t bin_size) {
+  void add_bin(scalar_t bin_start, scalar_t bin_size) {
     int64_t first = axis_size_;
     int64_t last = -1;
     int64_t sample = 0;
@@ -99,12 +88,12 @@ class AxisWeights {
       const int64_t low = std::min(static_cast<int64_t>(inside), axis_size_ - 1);
       const int64_t high = std::min(low + 1, axis_size_ - 1);
       const scalar_t fraction = high > low ? inside - static_cast<scalar_t>(low) : scalar_t(0);
-      cells_[low] += scalar_t(1) - fraction;
-      cells_[high] += fraction;
+      weights_[low] += scalar_t(1) - fraction;
+      weights_[high] += fraction;
       first = std::min(first, low);
       last = std::max(last, high);
     }
-    return take_cells(first, last);
+    take_cells(first, last);
   }
 
   // Bounds the samples of a bin that can lie on the map, so that a huge RoI costs no more than one
@@ -128,25 +117,21 @@ class AxisWeights {
         std::clamp(std::ceil(std::max(at_low_edge, at_high_edge)) + 2, 0.0, limit));
   }
 
-  // Moves the weights of cells [first, last] out of the scratch row and clears it.
-  CellRange take_cells(int64_t first, int64_t last) {
-    CellRange range;
-    range.first_weight = static_cast<int64_t>(weights_.size());
-    if (last < first) {
-      return range;
+  // Turns the weights of cells [first, last] into taps and clears them.
+  void take_cells(int64_t first, int64_t last) {
+    for (int64_t cell = first; cell <= last; ++cell) {
+      if (weights_[cell] != scalar_t(0)) {
+        taps_.push_back({cell, weights_[cell]});
+        weights_[cell] = scalar_t(0);
+      }
     }
-    range.begin = first;
-    range.count = last - first + 1;
-    weights_.insert(weights_.end(), cells_.begin() + first, cells_.begin() + last + 1);
-    std::fill(cells_.begin() + first, cells_.begin() + last + 1, scalar_t(0));
-    return range;
   }
 
   int64_t axis_size_;
   int64_t grid_ = 0;
-  std::vector<CellRange> ranges_;
-  std::vector<scalar_t> cells_;
-  std::vector<scalar_t> weights_;
+  std::vector<size_t> ends_;  // of each bin's taps
+  std::vector<Tap<scalar_t>> taps_;
+  std::vector<scalar_t> weights_;  // of every cell, for the bin being added; else zero
 };
 
 }  // namespace fsn_d2

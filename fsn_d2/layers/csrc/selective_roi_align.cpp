@@ -250,16 +250,13 @@ class RoiSampler {
       int64_t first_row,
       int64_t last_row,
       const Visit& visit) const {
-    const CellRange& row_range = rows[bin_row];
-    const CellRange& column_range = columns[bin_column];
-    const int64_t begin = std::max(row_range.begin, first_row);
-    const int64_t end = std::min(row_range.begin + row_range.count, last_row);
-    const int64_t step = pooling_.bank.maps * pooling_.bank.channels;
-    for (int64_t row = begin; row < end; ++row) {
-      const scalar_t row_weight = rows.weight(row_range, row - row_range.begin) * share;
-      int64_t offset = pooling_.bank.cell(image, row, column_range.begin, map);
-      for (int64_t i = 0; i < column_range.count; ++i, offset += step) {
-        visit(offset, row_weight * columns.weight(column_range, i));
+    for (auto row = rows.begin(bin_row); row != rows.end(bin_row); ++row) {
+      if (row->cell < first_row || row->cell >= last_row) {
+        continue;
+      }
+      const scalar_t row_weight = row->weight * share;
+      for (auto column = columns.begin(bin_column); column != columns.end(bin_column); ++column) {
+        visit(pooling_.bank.cell(image, row->cell, column->cell, map), row_weight * column->weight);
       }
     }
   }
@@ -268,8 +265,8 @@ class RoiSampler {
   const Pooling& pooling_;
 
  public:
-  AxisWeights<scalar_t> rows;
-  AxisWeights<scalar_t> columns;
+  AxisTaps<scalar_t> rows;
+  AxisTaps<scalar_t> columns;
   int64_t image = 0;
   scalar_t share = 0;  // 1 / number of samples in a bin
 };
