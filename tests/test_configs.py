@@ -26,6 +26,7 @@ FAST = {
     "fsn_mask_R50.yaml",
     "fsn_GoogLeNet.yaml",
     "fsn_VGG16_VOC.yaml",
+    "faster_rcnn_Lite0_BCCD.yaml",
     "fsn_Lite0_digits.yaml",
 }
 
