@@ -25,8 +25,8 @@ def extension_arguments() -> dict:
 
     library = CppExtension(
         "fsn_d2._C",
-        sorted(glob(f"{SOURCES}/*.cpp")),
-        depends=sorted(glob(f"{SOURCES}/*.h")),
+        sorted(glob(f"{SOURCES}/cpu/*.cpp")),
+        depends=sorted(glob(f"{SOURCES}/**/*.h", recursive=True)),
         py_limited_api=True,
         extra_compile_args={
             "cxx": [

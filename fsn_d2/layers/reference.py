@@ -1,5 +1,5 @@
-"""`selective_roi_align` in plain PyTorch: the oracle of the tests, and the op itself wherever no
-compiled kernel exists.
+"""The op in plain PyTorch: the oracle of the tests, and the op itself wherever no compiled kernel
+exists.
 
 Bilinear pooling is a weighted sum of cells of the map, and cells of a bank are rows of a table
 [N * H * W * B, C]; so pooling is `torch.nn.functional.embedding_bag` with one bag per bin. That is
@@ -70,8 +70,10 @@ def _check_values(
 ) -> None:
     images, maps = input.shape[:2]
     problem = ""
-    if not input.is_floating_point() or rois.dtype != input.dtype:
-        problem = f"rois must have the dtype of input, a floating one, got {rois.dtype}"
+    if not input.is_floating_point():
+        problem = f"input must be of a floating dtype, got {input.dtype}"
+    elif not rois.is_floating_point():
+        problem = f"rois must be of a floating dtype, got {rois.dtype}"
     elif bank_index.dtype not in _INTEGERS:
         problem = f"bank_index must be an integer tensor, got {bank_index.dtype}"
     elif not (rois.device == bank_index.device == input.device):
@@ -88,6 +90,11 @@ def _check_values(
         problem = f"bank_index must lie in [0, {maps}), the number of maps in the bank"
     if problem:
         raise RuntimeError(f"selective_roi_align: {problem}")
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that banks of `dtype` are pooled in: float64 for itself, float32 for the others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _ragged_ranges(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,10 +223,11 @@ def selective_roi_align_reference(
     check_shapes(size, rois, bank_index, output_size)
     _check_values(input, rois, bank_index, spatial_scale, sampling_ratio)
     channels = input.shape[2]
+    rois = rois.to(computed_in(input.dtype))
     index = bank_index.long().expand(len(rois), *output_size)
     if len(rois) == 0 or channels == 0:
         return input.new_empty(len(rois), channels, *output_size) + 0 * input.sum()
-    table = input.permute(0, 3, 4, 1, 2).reshape(-1, channels)
+    table = input.permute(0, 3, 4, 1, 2).reshape(-1, channels).to(rois.dtype)
     bins = output_size[0] * output_size[1]
     step = _rois_at_once(size, rois, spatial_scale, sampling_ratio, bins)
     pooled = []
@@ -229,7 +237,7 @@ def selective_roi_align_reference(
             bags.row, table, bags.first, mode="sum", per_sample_weights=bags.weight
         )
         pooled.append(sums.view(len(r), *output_size, channels).permute(0, 3, 1, 2))
-    return torch.cat(pooled).contiguous()
+    return torch.cat(pooled).to(input.dtype).contiguous()
 
 
 def selective_roi_align_backward_reference(
@@ -249,14 +257,16 @@ def selective_roi_align_backward_reference(
     """
     images, maps, channels, height, width = input_size
     output_size = list(grad_output.shape[2:])
-    grad_table = grad_output.new_zeros(images * height * width * maps, channels)
+    rois = rois.to(computed_in(grad_output.dtype))
+    grad_table = rois.new_zeros(images * height * width * maps, channels)
     index = bank_index.long().expand(len(rois), *output_size)
     if len(rois) and channels:
         bins = output_size[0] * output_size[1]
         step = _rois_at_once(input_size, rois, spatial_scale, sampling_ratio, bins)
-        grad_bins = grad_output.permute(0, 2, 3, 1)
+        grad_bins = grad_output.permute(0, 2, 3, 1).to(rois.dtype)
         for r, i, g in zip(rois.split(step), index.split(step), grad_bins.split(step), strict=True):
             bags = _collect_bags(input_size, r, i, spatial_scale, sampling_ratio)
             grads = g.reshape(-1, channels)[bags.bin] * bags.weight[:, None]
             grad_table.index_add_(0, bags.row, grads)
-    return grad_table.view(images, height, width, maps, channels).permute(0, 3, 4, 1, 2)
+    grad_cells = grad_table.view(images, height, width, maps, channels).to(grad_output.dtype)
+    return grad_cells.permute(0, 3, 4, 1, 2)

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from . import _library  # noqa: F401  (registers torch.ops.fsn_d2)
 
-_COMPUTED_IN_FLOAT32 = (torch.float16, torch.bfloat16)
+
+def _pair(output_size: int | tuple[int, int]) -> list[int]:
+    return [output_size, output_size] if isinstance(output_size, int) else list(output_size)
 
 
 def selective_roi_align(
@@ -40,15 +42,21 @@ def selective_roi_align(
 
     Returns:
         Tensor[K, C, PH, PW], contiguous, in the dtype of `input`. Differentiable in `input`.
-        float16 and bfloat16 are computed in float32.
+        float16 and bfloat16 are computed in float32 and rounded once; RoIs in float32 keep their
+        precision beside them.
 
     Raises:
         RuntimeError: an argument does not fit: a shape, dtype or device, a batch or bank index out
             of range, a RoI that is not finite. The message names it.
     """
-    size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
-    pool = torch.ops.fsn_d2.selective_roi_align
-    if input.dtype in _COMPUTED_IN_FLOAT32:
-        pooled = pool(input.float(), rois.float(), bank_index, size, spatial_scale, sampling_ratio)
-        return pooled.to(input.dtype)
-    return pool(input, rois.to(input.dtype), bank_index, size, spatial_scale, sampling_ratio)
+    return torch.ops.fsn_d2.selective_roi_align(
+        [input],
+        rois,
+        None,
+        [bank_index],
+        [],
+        _pair(output_size),
+        [spatial_scale],
+        sampling_ratio,
+        "sum",
+    )

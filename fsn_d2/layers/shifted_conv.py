@@ -56,24 +56,33 @@ class ShiftedConv2d(nn.Module):
             raise ValueError("offsets must hold at least one (rows, columns) pair, got none")
         self.offsets = offsets
         self.out_channels = out_channels
-        self.reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
+        reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
+        # Where each map's part of `unshifted` starts.
+        self.origins = [(reach + dy, reach + dx) for dy, dx in offsets]
         # All kernels are applied at every place in one convolution, on a map padded far enough for
         # the largest offset; moving the input is then choosing which part of the result to keep.
         self.conv = nn.Conv2d(
             in_channels,
             len(offsets) * out_channels,
             kernel_size,
-            padding=kernel_size // 2 + self.reach,
+            padding=kernel_size // 2 + reach,
         )
+
+    def unshifted(self, x: Tensor) -> Tensor:
+        """All maps before they are moved, for a reader that moves itself: map b's cell (y, x) lies
+        at (y, x) + origins[b].
+
+        Returns:
+            Tensor[N, B, out_channels, H + 2 * reach, W + 2 * reach], reach the largest offset.
+        """
+        return self.conv(x).unflatten(1, (len(self.offsets), self.out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Tensor[N, in_channels, H, W] -> Tensor[N, B, out_channels, H, W]."""
         height, width = x.shape[-2:]
-        maps = self.conv(x).unflatten(1, (len(self.offsets), self.out_channels))
-        return torch.stack(
-            [
-                maps[:, b, :, self.reach + dy :, self.reach + dx :][..., :height, :width]
-                for b, (dy, dx) in enumerate(self.offsets)
-            ],
-            dim=1,
-        )
+        maps = self.unshifted(x)
+        moved = [
+            maps[:, b, :, row : row + height, column : column + width]
+            for b, (row, column) in enumerate(self.origins)
+        ]
+        return torch.stack(moved, dim=1)

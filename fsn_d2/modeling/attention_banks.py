@@ -4,6 +4,7 @@ reduced feature, the sub-region bank and the aspect-ratio bank (FSN, section 3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,15 +19,19 @@ class SelectiveMaps(NamedTuple):
 
     Attributes:
         roi: Tensor[N, C, H, W], the reduced feature that every RoI pools.
-        sub_region: Tensor[N, grid * grid, C, H, W], or None without that bank.
+        sub_region: Tensor[N, grid * grid, C, H, W], or None without that bank. Where
+            `sub_region_origins` says so the maps are larger and not moved yet.
         aspect_ratio: Tensor[N, ratios, C, H, W], or None without that bank.
         image_sizes: per image (height, width) in pixels, without padding.
+        sub_region_origins: per map of `sub_region` the (row, column) at which its H x W starts, for
+            the pooler to read from there; empty: the maps are moved already.
     """
 
     roi: Tensor
     sub_region: Tensor | None
     aspect_ratio: Tensor | None
     image_sizes: list
+    sub_region_origins: Sequence[tuple[int, int]] = ()
 
 
 class AttentionBanks(nn.Module):
@@ -43,6 +48,7 @@ class AttentionBanks(nn.Module):
         kernel_size: int,
         input: str,
         start: float | None,
+        moves_maps: bool = True,
     ) -> None:
         """
         Args:
@@ -55,6 +61,8 @@ class AttentionBanks(nn.Module):
             input: what the banks are computed from, "feature" or "reduced".
             start: the sum that both banks' attention starts near to; None: start like any
                 convolution, the merge sees to a mild start.
+            moves_maps: whether the sub-region maps are moved here; False leaves it to a pooler that
+                reads them at their origins, which saves a copy.
 
         Raises:
             ValueError: an unknown `input` or an even `kernel_size`.
@@ -65,6 +73,7 @@ class AttentionBanks(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"MODEL.FSN.BANK_KERNEL must be odd and positive, got {kernel_size}")
         self.reads_reduced = input == "reduced"
+        self.moves_maps = moves_maps
         self.num_ratios = num_ratios
         self.reduce = nn.Conv2d(in_channels, channels, 1)
         weight_init.c2_xavier_fill(self.reduce)
@@ -99,10 +108,14 @@ class AttentionBanks(nn.Module):
         feature = feature.contiguous(memory_format=torch.channels_last)
         reduced = self.reduce(feature)
         source = reduced if self.reads_reduced else feature
-        sub_region = self.sub_region(source) if self.sub_region is not None else None
+        sub_region, origins = None, []
+        if self.sub_region is not None and self.moves_maps:
+            sub_region = self.sub_region(source)
+        elif self.sub_region is not None:
+            sub_region, origins = self.sub_region.unshifted(source), self.sub_region.origins
         aspect_ratio = (
             self.aspect_ratio(source).unflatten(1, (self.num_ratios, -1))
             if self.aspect_ratio is not None
             else None
         )
-        return SelectiveMaps(reduced, sub_region, aspect_ratio, image_sizes)
+        return SelectiveMaps(reduced, sub_region, aspect_ratio, image_sizes, origins)

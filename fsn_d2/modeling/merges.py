@@ -6,6 +6,7 @@ Every merge begins close to plain pooling: the banks can only add to what traini
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,33 @@ def _total(attention: list[Tensor]) -> Tensor:
 
 
 class Merge(nn.Module):
-    """From (RoI feature, attentions), each Tensor[K, C, PH, PW], to the refined RoI feature.
+    """From the RoI feature and the attentions to the refined RoI feature.
 
     Attributes:
         start: the sum of the attentions at which it equals plain pooling, near which the banks are
             to begin; None: they may begin anywhere.
+        pooled_as: how `merged_roi_align` hands over the three, its argument `merge`: merged already
+            where the op can do all of it, else side by side ("stack").
     """
 
     start: float | None
+    pooled_as = "stack"
 
     def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
+        """
+        Args:
+            roi: Tensor[K, C, PH, PW].
+            attention: one or two of the same shape.
+        """
         raise NotImplementedError
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        """The same from what `merged_roi_align` with `pooled_as` returns.
+
+        Args:
+            pooled: Tensor[K, S * C, PH, PW] if stacked, else the refined Tensor[K, C, PH, PW].
+        """
+        return pooled
 
 
 class ConcatMerge(Merge):
@@ -43,13 +60,17 @@ class ConcatMerge(Merge):
         start_convolution(self.conv, std=0.01, bias=0.0)
 
     def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
-        return roi + self.conv(F.relu(torch.cat([roi, *attention], dim=1)))
+        return self.finish(torch.cat([roi, *attention], dim=1))
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        return pooled[:, : self.conv.out_channels] + self.conv(F.relu(pooled))
 
 
 class SumMerge(Merge):
     """RoI feature plus the attentions."""
 
     start = 0.0
+    pooled_as = "sum"
 
     def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
         return roi + _total(attention)
@@ -59,27 +80,39 @@ def _two_sigmoid(x: Tensor) -> Tensor:
     return 2 * torch.sigmoid(x)
 
 
-# Activation of the factor, and the attention at which the factor is 1.
-_FACTORS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
-    "identity": (lambda x: x, 1.0),
-    "relu": (F.relu, 1.0),
-    "sigmoid": (_two_sigmoid, 0.0),
+class _Factor(NamedTuple):
+    activation: Callable[[Tensor], Tensor]
+    start: float  # the attention at which the factor is 1
+    pooled_as: str
+
+
+_FACTORS = {
+    "identity": _Factor(lambda x: x, 1.0, "multiply"),
+    "relu": _Factor(F.relu, 1.0, "multiply_relu"),
+    "sigmoid": _Factor(_two_sigmoid, 0.0, "stack"),
 }
 
 
 class MultiplyMerge(Merge):
     """RoI feature times the activation of the summed attentions, most likely the paper's merge."""
 
-    def __init__(self, activation: str) -> None:
+    def __init__(self, activation: str, channels: int) -> None:
         super().__init__()
         if activation not in _FACTORS:
             raise ValueError(
                 f"MODEL.FSN.ACTIVATION must be one of {sorted(_FACTORS)}, got {activation!r}"
             )
-        self.activation, self.start = _FACTORS[activation]
+        self.activation, self.start, self.pooled_as = _FACTORS[activation]
+        self.channels = channels
 
     def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
         return roi * self.activation(_total(attention))
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        if self.pooled_as != "stack":
+            return pooled
+        roi, *attention = pooled.split(self.channels, dim=1)
+        return self(roi, attention)
 
 
 def build_merge(name: str, *, channels: int, num_banks: int, activation: str) -> Merge:
@@ -96,7 +129,7 @@ def build_merge(name: str, *, channels: int, num_banks: int, activation: str) ->
     """
     builders: dict[str, Callable[[], Merge]] = {
         "concat": lambda: ConcatMerge(channels, num_banks),
-        "multiply": lambda: MultiplyMerge(activation),
+        "multiply": lambda: MultiplyMerge(activation, channels),
         "sum": SumMerge,
     }
     if name not in builders:

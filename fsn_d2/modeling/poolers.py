@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detectron2.layers import nonzero_tuple
+import torch
 from detectron2.modeling.poolers import (
     ROIPooler,
     assign_boxes_to_levels,
@@ -11,13 +11,25 @@ from detectron2.modeling.poolers import (
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from fsn_d2.layers import selective_roi_align
+from fsn_d2.layers import Source, merged_roi_align
 
 from .attention_banks import SelectiveMaps
 from .merges import Merge
 from .selection import nearest_ratio, sub_region_in_image, sub_region_in_roi
 
 SUB_REGION_READINGS = ("none", "roi", "image")
+POOLINGS = ("fused", "composed")
+
+
+def pools_in_one_pass(pooling: str, pooler_type: str) -> bool:
+    """Whether MODEL.FSN.POOLING asks for one pass and the RoI feature is pooled as the op does.
+
+    Raises:
+        ValueError: an unknown `pooling`.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"MODEL.FSN.POOLING must be one of {POOLINGS}, got {pooling!r}")
+    return pooling == "fused" and pooler_type == "ROIAlignV2"
 
 
 class SelectiveROIPooler(nn.Module):
@@ -40,6 +52,7 @@ class SelectiveROIPooler(nn.Module):
         grid: int,
         ratios: list[float],
         merge: Merge | None,
+        pooling: str = "fused",
     ) -> None:
         """
         Args:
@@ -52,9 +65,13 @@ class SelectiveROIPooler(nn.Module):
             grid: the sub-region bank's rows and columns.
             ratios: height / width of the aspect-ratio bank's maps; empty without that bank.
             merge: from `build_merge`; None without banks.
+            pooling: "fused": feature and banks in one pass of the op over the whole pyramid, for
+                which `pooler_type` must be ROIAlignV2. "composed", and every other type:
+                Detectron2's pooler for the feature, the op for each bank, then the merge.
 
         Raises:
-            ValueError: an unknown `sub_region`, an empty grid, or ratios that are not positive.
+            ValueError: an unknown `sub_region` or `pooling`, an empty grid, or ratios that are not
+                positive.
         """
         super().__init__()
         if sub_region not in SUB_REGION_READINGS:
@@ -74,8 +91,7 @@ class SelectiveROIPooler(nn.Module):
         # Detectron2's own pooler checks the pyramid and knows the levels' numbers.
         self.roi_pooler = ROIPooler(output_size, scales, sampling_ratio, pooler_type)
         self.output_size = tuple(self.roi_pooler.output_size)
-        # The op equals ROIAlignV2 and is faster.
-        self.uses_op_for_roi = pooler_type == "ROIAlignV2"
+        self.is_fused = pools_in_one_pass(pooling, pooler_type)
         self.register_buffer(
             "bin_index",
             sub_region_in_roi(self.output_size, grid) if sub_region == "roi" else None,
@@ -92,18 +108,29 @@ class SelectiveROIPooler(nn.Module):
             Tensor[K, C, PH, PW], the refined RoI features.
         """
         rois = convert_boxes_to_pooler_format(box_lists)
-        levels = self._levels_of(box_lists)
-        roi = self._roi_feature(maps, box_lists, rois, levels)
+        banks = self._banks(maps, rois)
+        levels = self._levels_of(box_lists) if len(self.scales) > 1 else None
+        if self.is_fused:
+            roi_feature = Source([m.roi.unsqueeze(1) for m in maps], self._only_map(rois))
+            merge = "sum" if self.merge is None else self.merge.pooled_as
+            pooled = self._pool([roi_feature, *banks], rois, levels, merge)
+            return pooled if self.merge is None else self.merge.finish(pooled)
+        roi = self.roi_pooler([m.roi for m in maps], box_lists)
         if self.merge is None:
             return roi
-        attention = []
+        return self.merge(roi, [self._pool([bank], rois, levels, "sum") for bank in banks])
+
+    def _banks(self, maps: list[SelectiveMaps], rois: Tensor) -> list[Source]:
+        """The banks in use, and which of their maps the RoIs read."""
+        banks = []
         if self.sub_region != "none":
-            banks = [m.sub_region for m in maps if m.sub_region is not None]
-            attention.append(self._pool(banks, rois, levels, self._sub_region_index(maps, rois)))
+            levels = [m.sub_region for m in maps if m.sub_region is not None]
+            index = self._sub_region_index(maps, rois)
+            banks.append(Source(levels, index, maps[0].sub_region_origins))
         if self.ratios:
-            banks = [m.aspect_ratio for m in maps if m.aspect_ratio is not None]
-            attention.append(self._pool(banks, rois, levels, nearest_ratio(rois, self.ratios)))
-        return self.merge(roi, attention)
+            levels = [m.aspect_ratio for m in maps if m.aspect_ratio is not None]
+            banks.append(Source(levels, nearest_ratio(rois, self.ratios)))
+        return banks
 
     def _levels_of(self, box_lists: list[Boxes]) -> Tensor:
         pooler = self.roi_pooler
@@ -115,30 +142,17 @@ class SelectiveROIPooler(nn.Module):
             pooler.canonical_level,
         )
 
-    def _roi_feature(
-        self, maps: list[SelectiveMaps], box_lists: list[Boxes], rois: Tensor, levels: Tensor
-    ) -> Tensor:
-        if not self.uses_op_for_roi:
-            return self.roi_pooler([m.roi for m in maps], box_lists)
-        only_map = levels.new_zeros(1, 1, 1)
-        return self._pool([m.roi.unsqueeze(1) for m in maps], rois, levels, only_map)
+    def _only_map(self, rois: Tensor) -> Tensor:
+        return torch.zeros(1, 1, 1, dtype=torch.int64, device=rois.device)
 
     def _sub_region_index(self, maps: list[SelectiveMaps], rois: Tensor) -> Tensor:
         if self.sub_region == "roi":
             return self.bin_index
         return sub_region_in_image(rois, maps[0].image_sizes, self.grid)
 
-    def _pool(self, banks: list[Tensor], rois: Tensor, levels: Tensor, index: Tensor) -> Tensor:
-        """Pools each RoI from the bank of its level; index broadcasts to [K, PH, PW]."""
-        index = index.expand(rois.shape[0], -1, -1)
-        if len(banks) == 1:
-            return self._pool_level(banks[0], rois, index, self.scales[0])
-        pooled = banks[0].new_zeros(rois.shape[0], banks[0].shape[2], *self.output_size)
-        for level, (bank, scale) in enumerate(zip(banks, self.scales, strict=True)):
-            here = nonzero_tuple(levels == level)[0]
-            # index_put_ rather than indexed assignment keeps the trace right for other sizes.
-            pooled.index_put_((here,), self._pool_level(bank, rois[here], index[here], scale))
-        return pooled
-
-    def _pool_level(self, bank: Tensor, rois: Tensor, index: Tensor, scale: float) -> Tensor:
-        return selective_roi_align(bank, rois, index, self.output_size, scale, self.sampling_ratio)
+    def _pool(
+        self, sources: list[Source], rois: Tensor, levels: Tensor | None, merge: str
+    ) -> Tensor:
+        return merged_roi_align(
+            sources, rois, levels, self.output_size, self.scales, self.sampling_ratio, merge
+        )

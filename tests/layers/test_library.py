@@ -46,9 +46,12 @@ torch.ops.load_library(sys.argv[1])
 ramp = torch.arange(16.0).view(1, 1, 1, 4, 4)
 rois = torch.tensor([[0.0, 1, 1, 3, 3]])
 index = torch.tensor([0])
-pooled = torch.ops.fsn_d2.selective_roi_align(ramp, rois, index, [2, 2], 1.0, 1)
+rest = (rois, None, [index], [])
+pooled = torch.ops.fsn_d2.selective_roi_align([ramp], *rest, [2, 2], [1.0], 1, "sum")
 assert pooled.tolist() == [[[[5, 6], [9, 10]]]], pooled
-grad = torch.ops.fsn_d2.selective_roi_align_backward(pooled, rois, index, [1, 1, 1, 4, 4], 1.0, 1)
+(grad,) = torch.ops.fsn_d2.selective_roi_align_backward(
+    pooled, [], [1, 1, 1, 4, 4], True, False, *rest, [1.0], 1, "sum"
+)
 assert grad[0, 0, 0].tolist() == [[0] * 4, [0, 5, 6, 0], [0, 9, 10, 0], [0] * 4], grad
 assert not any(name.split(".")[0] == "fsn_d2" for name in sys.modules)
 

@@ -293,3 +293,61 @@ def test_what_it_holds_beside_the_merge_is_not_saved() -> None:
 def test_settings_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_pooler(**changes)
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("sub_region", ["roi", "image"])
+@pytest.mark.parametrize("scales", [PYRAMID, (1 / 16,)])
+@pytest.mark.parametrize("merge, activation", MERGES)
+def test_fused_equals_composed(
+    merge: str,
+    activation: str,
+    scales: tuple[float, ...],
+    sub_region: str,
+    sampling_ratio: int,
+    box_lists: list[Boxes],
+) -> None:
+    """Values and the gradient of every weight, the maps moved beforehand or read where they lie."""
+    torch.manual_seed(2)
+    features = {
+        str(i): torch.randn(2, 8, int(HEIGHT * s), int(WIDTH * s)) for i, s in enumerate(scales)
+    }
+    settings = {"grid": 3, "shift": 1, "num_ratios": 3, "kernel_size": 1, "input": "feature"}
+    fused = make_pooler(
+        merge=merge,
+        activation=activation,
+        scales=scales,
+        sub_region=sub_region,
+        sampling_ratio=sampling_ratio,
+    )
+    composed = make_pooler(
+        merge=merge,
+        activation=activation,
+        scales=scales,
+        sub_region=sub_region,
+        sampling_ratio=sampling_ratio,
+        pooling="composed",
+    )
+    assert fused.is_fused and not composed.is_fused
+    composed.load_state_dict(fused.state_dict())
+    moved = AttentionBanks(8, CHANNELS, **settings, start=None)
+    results = []
+    for pooler, moves_maps in ((composed, True), (fused, True), (fused, False)):
+        banks = AttentionBanks(8, CHANNELS, **settings, start=None, moves_maps=moves_maps)
+        banks.load_state_dict(moved.state_dict())
+        modules = nn.ModuleList([banks, pooler])
+        modules.zero_grad()
+        refined = pooler(list(banks(features, IMAGE_SIZES).values()), box_lists)
+        (refined * torch.linspace(-1, 1, refined.numel()).view_as(refined)).sum().backward()
+        results.append([refined.detach(), *(p.grad.clone() for p in modules.parameters())])
+    assert len(results[0]) == (9 if merge == "concat" else 7)
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            scale = max(1.0, expected.abs().max().item())
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_other_pooler_types_are_composed_and_unknown_poolings_refused() -> None:
+    assert not make_pooler(pooler_type="ROIPool").is_fused
+    with pytest.raises(ValueError, match=r"MODEL\.FSN\.POOLING must be one of .* got 'fast'"):
+        make_pooler(pooling="fast")

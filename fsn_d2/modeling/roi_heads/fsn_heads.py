@@ -50,6 +50,7 @@ def build_selective_pooling(
         grid=grid,
         ratios=fsn.RATIOS,
         merge=merge,
+        pooling=fsn.POOLING,
     )
     banks = AttentionBanks(
         widths.pop(),
@@ -60,6 +61,7 @@ def build_selective_pooling(
         kernel_size=fsn.BANK_KERNEL,
         input=fsn.BANK_INPUT,
         start=merge.start if merge is not None else None,
+        moves_maps=not pooler.is_fused,
     )
     return banks, pooler
 

@@ -31,22 +31,24 @@ struct Tap {
 template <typename scalar_t>
 class AxisTaps {
  public:
-  AxisTaps(int64_t num_bins, int64_t axis_size)
-      : axis_size_(axis_size), ends_(num_bins), weights_(axis_size, scalar_t(0)) {}
-
   // `start` and `extent`: the RoI along this axis, in cells. `sampling_ratio`: samples per bin, 0
-  // for one per cell rounded up.
-  void compute(scalar_t start, scalar_t extent, int64_t sampling_ratio) {
+  // for one per cell rounded up. `axis_size`: cells of the map along this axis.
+  void compute(
+      scalar_t start,
+      scalar_t extent,
+      int64_t num_bins,
+      int64_t sampling_ratio,
+      int64_t axis_size) {
     taps_.clear();
+    ends_.assign(num_bins, 0);
+    axis_size_ = axis_size;
+    grid_ = 1;
     if (!std::isfinite(start) || !std::isfinite(extent)) {  // too large for scalar_t
-      grid_ = 1;
-      std::fill(ends_.begin(), ends_.end(), size_t{0});
       return;
     }
-    const auto num_bins = static_cast<scalar_t>(ends_.size());
-    const scalar_t bin_size = extent / num_bins;
+    const scalar_t bin_size = extent / static_cast<scalar_t>(num_bins);
     grid_ = sampling_ratio > 0 ? sampling_ratio : adaptive_grid(bin_size);
-    for (size_t bin = 0; bin < ends_.size(); ++bin) {
+    for (int64_t bin = 0; bin < num_bins; ++bin) {
       add_bin(start + static_cast<scalar_t>(bin) * bin_size, bin_size);
       ends_[bin] = taps_.size();
     }
@@ -58,6 +60,11 @@ class AxisTaps {
 
   const Tap<scalar_t>* end(int64_t bin) const {
     return taps_.data() + ends_[bin];
+  }
+
+  // Of all bins.
+  const std::vector<Tap<scalar_t>>& all() const {
+    return taps_;
   }
 
   // Samples along one side of a bin; not positive for an RoI without extent that is sampled
@@ -73,27 +80,40 @@ class AxisTaps {
   }
 
   void add_bin(scalar_t bin_start, scalar_t bin_size) {
-    int64_t first = axis_size_;
-    int64_t last = -1;
-    int64_t sample = 0;
+    bin_begin_ = taps_.size();
+    int64_t first = 0;
     int64_t end = 0;
-    samples_on_the_map(bin_start, bin_size, sample, end);
-    for (; sample < end; ++sample) {
-      const scalar_t position = bin_start +
-          (static_cast<scalar_t>(sample) + scalar_t(0.5)) * bin_size / static_cast<scalar_t>(grid_);
+    samples_on_the_map(bin_start, bin_size, first, end);
+    const auto grid = static_cast<scalar_t>(grid_);
+    const bool ascending = bin_size >= 0;
+    for (int64_t i = first; i < end; ++i) {
+      const int64_t sample = ascending ? i : end - 1 - (i - first);
+      const scalar_t position =
+          bin_start + (static_cast<scalar_t>(sample) + scalar_t(0.5)) * bin_size / grid;
       if (!(position >= scalar_t(-1) && position <= static_cast<scalar_t>(axis_size_))) {
         continue;
       }
       const scalar_t inside = std::max(position, scalar_t(0));
       const int64_t low = std::min(static_cast<int64_t>(inside), axis_size_ - 1);
-      const int64_t high = std::min(low + 1, axis_size_ - 1);
-      const scalar_t fraction = high > low ? inside - static_cast<scalar_t>(low) : scalar_t(0);
-      weights_[low] += scalar_t(1) - fraction;
-      weights_[high] += fraction;
-      first = std::min(first, low);
-      last = std::max(last, high);
+      const scalar_t fraction =
+          low + 1 < axis_size_ ? inside - static_cast<scalar_t>(low) : scalar_t(0);
+      add_tap(low, scalar_t(1) - fraction);
+      add_tap(low + 1, fraction);
     }
-    take_cells(first, last);
+  }
+
+  // Samples come in ascending order, so a cell that has a tap already is one of the last two.
+  void add_tap(int64_t cell, scalar_t weight) {
+    if (weight == scalar_t(0)) {
+      return;
+    }
+    for (size_t i = taps_.size(); i > bin_begin_ && taps_[i - 1].cell >= cell; --i) {
+      if (taps_[i - 1].cell == cell) {
+        taps_[i - 1].weight += weight;
+        return;
+      }
+    }
+    taps_.push_back({cell, weight});
   }
 
   // Bounds the samples of a bin that can lie on the map, so that a huge RoI costs no more than one
@@ -103,8 +123,11 @@ class AxisTaps {
       scalar_t bin_start, scalar_t bin_size, int64_t& begin, int64_t& end) const {
     begin = 0;
     end = axis_size_ > 0 ? std::max<int64_t>(grid_, 0) : 0;
+    if (end <= 2) {
+      return;
+    }
     const double step = static_cast<double>(bin_size) / static_cast<double>(grid_);
-    if (end <= 2 || !(std::abs(step) > 0)) {
+    if (!(std::abs(step) > 0)) {
       return;
     }
     const double at_low_edge = (-1.0 - static_cast<double>(bin_start)) / step - 0.5;
@@ -117,21 +140,11 @@ class AxisTaps {
         std::clamp(std::ceil(std::max(at_low_edge, at_high_edge)) + 2, 0.0, limit));
   }
 
-  // Turns the weights of cells [first, last] into taps and clears them.
-  void take_cells(int64_t first, int64_t last) {
-    for (int64_t cell = first; cell <= last; ++cell) {
-      if (weights_[cell] != scalar_t(0)) {
-        taps_.push_back({cell, weights_[cell]});
-        weights_[cell] = scalar_t(0);
-      }
-    }
-  }
-
-  int64_t axis_size_;
+  int64_t axis_size_ = 0;
   int64_t grid_ = 0;
+  size_t bin_begin_ = 0;      // where the taps of the bin being added start
   std::vector<size_t> ends_;  // of each bin's taps
   std::vector<Tap<scalar_t>> taps_;
-  std::vector<scalar_t> weights_;  // of every cell, for the bin being added; else zero
 };
 
 }  // namespace fsn_d2
