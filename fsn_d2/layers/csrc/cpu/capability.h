@@ -1,52 +1,14 @@
-// Vectors, and the choice among the machine's vector units at run time.
+// The choice among the machine's vector units at run time.
 //
 // Kernels are written once over vectors of a given number of bytes and compiled for each unit, so
 // the library needs no -march flag and runs on any machine of its architecture.
 
 #pragma once
 
-#include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 
-// Kernels are inlined whole into the functions below, which carry the target. Not to be inlined
-// would mean to be compiled for the plain machine.
-#define FSN_D2_INLINE inline __attribute__((always_inline))
-#define FSN_D2_INLINE_LAMBDA __attribute__((always_inline))
-
-// On a loop over the vectors of a panel: keeps them in registers.
-#if defined(__clang__)
-#define FSN_D2_UNROLL _Pragma("unroll")
-#else
-#define FSN_D2_UNROLL _Pragma("GCC unroll 8")
-#endif
-
 namespace fsn_d2 {
-
-template <typename scalar_t, int kLanes>
-struct LanesOf {
-  typedef scalar_t type __attribute__((vector_size(kLanes * sizeof(scalar_t))));
-};
-
-template <typename scalar_t>
-struct LanesOf<scalar_t, 1> {
-  using type = scalar_t;
-};
-
-// kLanes scalars that are computed with at once.
-template <typename scalar_t, int kLanes>
-using Lanes = typename LanesOf<scalar_t, kLanes>::type;
-
-template <typename vector_t, typename scalar_t>
-FSN_D2_INLINE void load(const scalar_t* from, vector_t& to) {
-  std::memcpy(&to, from, sizeof(vector_t));
-}
-
-template <typename vector_t, typename scalar_t>
-FSN_D2_INLINE void store(const vector_t& from, scalar_t* to) {
-  std::memcpy(to, &from, sizeof(vector_t));
-}
 
 enum class Capability { kPlain, kAvx2, kAvx512 };
 
@@ -98,66 +60,6 @@ void run_on_this_machine(const Arguments&... arguments) {
 #endif
     default:
       return Kernel::template run<16>(arguments...);  // SSE2, NEON: what every machine has
-  }
-}
-
-// kCount vectors of kLanes channels, side by side.
-template <typename scalar_t, int kLanes, int kCount>
-struct Panel {
-  using vector_t = Lanes<scalar_t, kLanes>;
-  static constexpr int lanes = kLanes;
-  static constexpr int count = kCount;
-};
-
-// At most one vector of each shorter width remains.
-template <typename scalar_t, int kLanes, typename Visit>
-FSN_D2_INLINE void for_each_short_panel(int64_t channel, int64_t channels, const Visit& visit) {
-  if (channels - channel >= kLanes) {
-    visit(Panel<scalar_t, kLanes, 1>{}, channel);
-    channel += kLanes;
-  }
-  if constexpr (kLanes > 1) {
-    for_each_short_panel<scalar_t, kLanes / 2>(channel, channels, visit);
-  }
-}
-
-// Cuts [channel, channels) into panels and calls visit(panel, first channel) for each: as many full
-// vectors at once as the registers hold, then ever shorter ones for the rest.
-template <typename scalar_t, int kLanes, typename Visit>
-FSN_D2_INLINE void for_each_panel(int64_t channel, int64_t channels, const Visit& visit) {
-  constexpr int kMost = 8;
-  for (; channels - channel >= kMost * kLanes; channel += kMost * kLanes) {
-    visit(Panel<scalar_t, kLanes, kMost>{}, channel);
-  }
-  const int64_t whole = (channels - channel) / kLanes;
-  switch (whole) {
-    case 7:
-      visit(Panel<scalar_t, kLanes, 7>{}, channel);
-      break;
-    case 6:
-      visit(Panel<scalar_t, kLanes, 6>{}, channel);
-      break;
-    case 5:
-      visit(Panel<scalar_t, kLanes, 5>{}, channel);
-      break;
-    case 4:
-      visit(Panel<scalar_t, kLanes, 4>{}, channel);
-      break;
-    case 3:
-      visit(Panel<scalar_t, kLanes, 3>{}, channel);
-      break;
-    case 2:
-      visit(Panel<scalar_t, kLanes, 2>{}, channel);
-      break;
-    case 1:
-      visit(Panel<scalar_t, kLanes, 1>{}, channel);
-      break;
-    default:
-      break;
-  }
-  channel += whole * kLanes;
-  if constexpr (kLanes > 1) {
-    for_each_short_panel<scalar_t, kLanes / 2>(channel, channels, visit);
   }
 }
 

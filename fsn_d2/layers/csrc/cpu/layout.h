@@ -9,10 +9,10 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 
 #include "../arguments.h"
+#include "transpose.h"
 
 namespace fsn_d2 {
 
@@ -52,8 +52,7 @@ inline BankStrides plane_strides(const BankSize& size) {
   return {size.maps * size.channels * plane, size.channels * plane, plane, size.width, 1};
 }
 
-// Copies a bank from one layout and type to another. Blocks of channels by columns, so that both
-// sides stay in the first cache whichever of the two runs along memory.
+// Copies a bank from planes to cells or back, or from any layout to any other.
 template <typename from_t, typename to_t>
 void copy_bank(
     const BankSize& size,
@@ -61,7 +60,9 @@ void copy_bank(
     const BankStrides& from_strides,
     to_t* to,
     const BankStrides& to_strides) {
-  constexpr int64_t kBlock = 16;
+  // A row of one map is a matrix, channels by columns; written the other way round where memory
+  // runs along the columns of the target.
+  const bool to_planes = to_strides.column == 1;
   torch::stable::parallel_for(0, size.images * size.height, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / size.height;
@@ -70,17 +71,24 @@ void copy_bank(
         const from_t* source =
             from + image * from_strides.image + map * from_strides.map + row * from_strides.row;
         to_t* target = to + image * to_strides.image + map * to_strides.map + row * to_strides.row;
-        for (int64_t c0 = 0; c0 < size.channels; c0 += kBlock) {
-          const int64_t c1 = std::min(c0 + kBlock, size.channels);
-          for (int64_t x0 = 0; x0 < size.width; x0 += kBlock) {
-            const int64_t x1 = std::min(x0 + kBlock, size.width);
-            for (int64_t x = x0; x < x1; ++x) {
-              for (int64_t c = c0; c < c1; ++c) {
-                target[c * to_strides.channel + x * to_strides.column] =
-                    static_cast<to_t>(source[c * from_strides.channel + x * from_strides.column]);
-              }
-            }
-          }
+        if (to_planes) {
+          transpose(
+              source,
+              from_strides.column,
+              from_strides.channel,
+              size.width,
+              size.channels,
+              target,
+              to_strides.channel);
+        } else {
+          transpose(
+              source,
+              from_strides.channel,
+              from_strides.column,
+              size.channels,
+              size.width,
+              target,
+              to_strides.column);
         }
       }
     }

@@ -7,12 +7,13 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../arguments.h"
-#include "capability.h"
 #include "roi_geometry.h"
+#include "transpose.h"
+#include "vectors.h"
 
 namespace fsn_d2 {
 
@@ -41,7 +42,44 @@ struct RoiTable {
   const scalar_t* rois;
   const int64_t* levels;       // null: all on level 0
   std::vector<MapIndex> maps;  // per source
+  std::vector<int64_t> order;  // RoIs in the order in which they are visited
 };
+
+inline uint64_t spread_bits(uint32_t value) {
+  uint64_t x = value & 0xFFFF;
+  x = (x | (x << 8)) & 0x00FF00FF;
+  x = (x | (x << 4)) & 0x0F0F0F0F;
+  x = (x | (x << 2)) & 0x33333333;
+  x = (x | (x << 1)) & 0x55555555;
+  return x;
+}
+
+// RoIs by level and image, and then along a Z-order curve through their centres: proposals come by
+// score, and what one RoI has brought into the cache is used by its neighbours.
+template <typename scalar_t>
+std::vector<int64_t> spatial_order(const RoiTable<scalar_t>& table) {
+  const Pooling& pooling = table.pooling;
+  std::vector<std::pair<uint64_t, int64_t>> keys(pooling.rois);
+  for (int64_t k = 0; k < pooling.rois; ++k) {
+    const scalar_t* roi = table.rois + k * 5;
+    const int64_t level = table.levels ? table.levels[k] : 0;
+    const double half = 0.5 * pooling.levels[level].scale;
+    const auto cell = [&](scalar_t a, scalar_t b) {
+      return static_cast<uint32_t>(
+          std::clamp((static_cast<double>(a) + static_cast<double>(b)) * half, 0.0, 65535.0));
+    };
+    const uint64_t map = level * pooling.images + static_cast<int64_t>(roi[0]);
+    keys[k] = {
+        map << 32 | spread_bits(cell(roi[2], roi[4])) << 1 | spread_bits(cell(roi[1], roi[3])), k};
+  }
+  std::sort(keys.begin(), keys.end());
+  std::vector<int64_t> order;
+  order.reserve(keys.size());
+  for (const auto& key : keys) {
+    order.push_back(key.second);
+  }
+  return order;
+}
 
 // One RoI placed on its level: the weights of its bins along both axes.
 template <typename scalar_t>
@@ -89,6 +127,7 @@ FSN_D2_INLINE void pool_panel(
   const int64_t row_stride = bank.row_stride;
   const int64_t column_stride = bank.column_stride;
   const scalar_t share = roi.share;
+  const bool prefetch = bank.map_offset.size() > 1;
   for (int64_t i = 0; i < pooling.bin_rows; ++i) {
     const auto* first_row = roi.rows.begin(i);
     const auto* last_row = roi.rows.end(i);
@@ -96,6 +135,19 @@ FSN_D2_INLINE void pool_panel(
       const scalar_t* map = image + bank.map_offset[maps.at(roi.number, i, j)];
       const auto* first_column = roi.columns.begin(j);
       const auto* last_column = roi.columns.end(j);
+      if (prefetch && j + 1 < pooling.bin_columns) {
+        const scalar_t* next = image + bank.map_offset[maps.at(roi.number, i, j + 1)];
+        const auto* next_end = roi.columns.end(j + 1);
+        for (const auto* row = first_row; row != last_row; ++row) {
+          const scalar_t* line = next + row->cell * row_stride;
+          for (const auto* column = last_column; column != next_end; ++column) {
+            const char* cell = reinterpret_cast<const char*>(line + column->cell * column_stride);
+            for (size_t byte = 0; byte < sizeof(vector_t) * panel_t::count; byte += 64) {
+              __builtin_prefetch(cell + byte);
+            }
+          }
+        }
+      }
       vector_t sums[panel_t::count];
       FSN_D2_UNROLL for (int p = 0; p < panel_t::count; ++p) {
         if (add) {
@@ -165,52 +217,6 @@ FSN_D2_INLINE void multiply_bins(const Pooling& pooling, scalar_t* bins) {
   }
 }
 
-// rows [4][from_pitch] -> columns [4][to_pitch].
-FSN_D2_INLINE void transpose_4_by_4(
-    const float* from, int64_t from_pitch, float* to, int64_t to_pitch) {
-  using four_t = Lanes<float, 4>;
-  four_t a, b, c, d;
-  load(from, a);
-  load(from + from_pitch, b);
-  load(from + 2 * from_pitch, c);
-  load(from + 3 * from_pitch, d);
-  const four_t ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  const four_t ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const four_t cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-  const four_t cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  store(__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), to);
-  store(__builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7), to + to_pitch);
-  store(__builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), to + 2 * to_pitch);
-  store(__builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7), to + 3 * to_pitch);
-}
-
-// from [rows, from_pitch] -> to [columns, to_pitch].
-template <typename from_t, typename to_t>
-FSN_D2_INLINE void transpose(
-    const from_t* from,
-    int64_t from_pitch,
-    int64_t rows,
-    int64_t columns,
-    to_t* to,
-    int64_t to_pitch) {
-  constexpr bool kVectors = std::is_same_v<from_t, float> && std::is_same_v<to_t, float>;
-  const int64_t rows_in_fours = kVectors ? rows / 4 * 4 : 0;
-  const int64_t columns_in_fours = kVectors ? columns / 4 * 4 : 0;
-  if constexpr (kVectors) {
-    for (int64_t column = 0; column < columns_in_fours; column += 4) {
-      for (int64_t row = 0; row < rows_in_fours; row += 4) {
-        transpose_4_by_4(
-            from + row * from_pitch + column, from_pitch, to + column * to_pitch + row, to_pitch);
-      }
-    }
-  }
-  for (int64_t column = 0; column < columns; ++column) {
-    for (int64_t row = column < columns_in_fours ? rows_in_fours : 0; row < rows; ++row) {
-      to[column * to_pitch + row] = static_cast<to_t>(from[row * from_pitch + column]);
-    }
-  }
-}
-
 // RoIs [begin, end): pooled, merged and written to output [K, output channels, PH, PW].
 struct PoolRois {
   template <int kBytes, typename scalar_t, typename output_t>
@@ -224,7 +230,8 @@ struct PoolRois {
     const int64_t pitch = pooling.slots() * pooling.channels;
     std::vector<scalar_t> bins(pooling.bins() * pitch);
     PlacedRoi<scalar_t> roi;
-    for (int64_t k = begin; k < end; ++k) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t k = table.order[i];
       roi.place(table, k);
       pool_sources<kBytes>(table, banks, roi, bins.data());
       if (multiplies(pooling.merge)) {
@@ -233,6 +240,7 @@ struct PoolRois {
       transpose(
           bins.data(),
           pitch,
+          1,
           pooling.bins(),
           pooling.output_channels(),
           output + k * pooling.output_channels() * pooling.bins(),
@@ -267,13 +275,15 @@ struct PrepareGradients {
     const int64_t channels = pooling.channels;
     const int64_t pitch = pooling.slots() * channels;
     std::vector<scalar_t> pooled(multiplies(pooling.merge) ? pooling.bins() * pitch : 0);
-    for (int64_t k = begin; k < end; ++k) {
-      RoiGradient<scalar_t>& gradient = (*chunk)[k - first];
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t k = table.order[i];
+      RoiGradient<scalar_t>& gradient = (*chunk)[i - first];
       gradient.roi.place(table, k);
       gradient.bins.resize(pooling.bins() * pitch);
       transpose(
           grad_output + k * pooling.output_channels() * pooling.bins(),
           pooling.bins(),
+          1,
           pooling.output_channels(),
           pooling.bins(),
           gradient.bins.data(),

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../arguments.h"
+#include "capability.h"
 #include "layout.h"
 #include "pooling.h"
 
@@ -55,7 +56,7 @@ class CheckedRois {
  public:
   CheckedRois(const Request& request, const Pooling& pooling)
       : rois_(torch::stable::contiguous(torch::stable::to(request.rois, kType))),
-        table_{pooling, data_of<scalar_t>(rois_), nullptr, {}} {
+        table_{pooling, data_of<scalar_t>(rois_), nullptr, {}, {}} {
     check_rois(pooling);
     require_levels(request.levels, pooling);
     if (request.levels.has_value()) {
@@ -71,6 +72,7 @@ class CheckedRois {
       table_.maps.push_back({data_of<int64_t>(index), broadcast_strides(index, pooling)});
       check_range(index, pooling.bank(s, 0).maps, "bank_index", "maps in the bank");
     }
+    table_.order = spatial_order(table_);
   }
 
   const RoiTable<scalar_t>& table() const {
