@@ -133,7 +133,7 @@ $(STAMPS)/detectron2: $(STAMPS)/packages tools/install_detectron2.py
 
 $(STAMPS)/extension: SAY = [5/6] the compiled extension
 $(STAMPS)/extension: ELSE = the extension does not build: see the compiler's message$(,) or do without by FSN_D2_NO_EXTENSION=1
-$(STAMPS)/extension: $(STAMPS)/detectron2 setup.py $(wildcard $(CSRC)/*)
+$(STAMPS)/extension: $(STAMPS)/detectron2 setup.py $(wildcard $(CSRC)/* $(CSRC)/*/*)
 	$(require_compiler)
 	$(call step,$(repair); $(INSTALL) --no-deps -e .)
 

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from detectron2.layers import ROIAlign
 from torch import Tensor
-from torchvision.ops import ps_roi_align, roi_align
 
 from fsn_d2.layers import op_library_path, selective_roi_align, selective_roi_align_reference
 
@@ -185,7 +183,9 @@ def test_one_map_equals_detectron2_roi_align(
 ) -> None:
     torch.manual_seed(0)
     rois = rois_that_torchvision_takes(1000, dtype, ratio)
-    oracle = ROIAlign(size, 1 / STRIDE, ratio, aligned=True)
+    oracle = pytest.importorskip("detectron2.layers").ROIAlign(
+        size, 1 / STRIDE, ratio, aligned=True
+    )
     index = torch.zeros(1, dtype=torch.long)
     assert_same_pooling(
         lambda x: pool(x.unflatten(1, (1, 3)), rois, index, list(size), 1 / STRIDE, ratio),
@@ -202,6 +202,7 @@ def test_one_map_per_bin_equals_position_sensitive_roi_align(
     pool: Callable, ratio: int, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
     """torchvision's channels are class-major, channel = c * PH * PW + bin; ours are bank-major."""
+    ps_roi_align = pytest.importorskip("torchvision.ops").ps_roi_align
     torch.manual_seed(1)
     bins = size[0] * size[1]
     rois = rois_that_torchvision_takes(1000, dtype, ratio)
@@ -253,6 +254,7 @@ def test_an_roi_without_extent_gives_the_value_at_its_point(pool: Callable) -> N
 
 @both_implementations
 def test_an_roi_much_larger_than_the_map_equals_roi_align(pool: Callable) -> None:
+    roi_align = pytest.importorskip("torchvision.ops").roi_align
     torch.manual_seed(3)
     bank = torch.randn(1, 2, 3, 8, 6, dtype=torch.float64)
     rois = torch.tensor(

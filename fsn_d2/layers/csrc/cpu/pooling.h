@@ -1,4 +1,4 @@
-// The kernels: what is done for one RoI, and in what order for many.
+// Forward: what is done for one RoI, and in what order for many.
 
 #pragma once
 
@@ -45,13 +45,11 @@ struct RoiTable {
   std::vector<int64_t> order;  // RoIs in the order in which they are visited
 };
 
-inline uint64_t spread_bits(uint32_t value) {
-  uint64_t x = value & 0xFFFF;
-  x = (x | (x << 8)) & 0x00FF00FF;
-  x = (x | (x << 4)) & 0x0F0F0F0F;
-  x = (x | (x << 2)) & 0x33333333;
-  x = (x | (x << 1)) & 0x55555555;
-  return x;
+// The bits of a byte with a gap after each.
+inline uint64_t spread_bits(uint64_t byte) {
+  byte = (byte | (byte << 4)) & 0x0F0F;
+  byte = (byte | (byte << 2)) & 0x3333;
+  return (byte | (byte << 1)) & 0x5555;
 }
 
 // RoIs by level and image, and then along a Z-order curve through their centres: proposals come by
@@ -59,24 +57,25 @@ inline uint64_t spread_bits(uint32_t value) {
 template <typename scalar_t>
 std::vector<int64_t> spatial_order(const RoiTable<scalar_t>& table) {
   const Pooling& pooling = table.pooling;
-  std::vector<std::pair<uint64_t, int64_t>> keys(pooling.rois);
+  std::vector<uint64_t> keys(pooling.rois);  // map, place on the curve, RoI
   for (int64_t k = 0; k < pooling.rois; ++k) {
     const scalar_t* roi = table.rois + k * 5;
-    const int64_t level = table.levels ? table.levels[k] : 0;
-    const double half = 0.5 * pooling.levels[level].scale;
-    const auto cell = [&](scalar_t a, scalar_t b) {
-      return static_cast<uint32_t>(
-          std::clamp((static_cast<double>(a) + static_cast<double>(b)) * half, 0.0, 65535.0));
+    const int64_t number = table.levels ? table.levels[k] : 0;
+    const Level& level = pooling.levels[number];
+    const auto place = [&](scalar_t low, scalar_t high, int64_t cells) {
+      const double center = 0.5 * (static_cast<double>(low) + static_cast<double>(high));
+      const double part = center * level.scale / static_cast<double>(std::max<int64_t>(cells, 1));
+      return spread_bits(static_cast<uint64_t>(std::clamp(part * 256.0, 0.0, 255.0)));
     };
-    const uint64_t map = level * pooling.images + static_cast<int64_t>(roi[0]);
-    keys[k] = {
-        map << 32 | spread_bits(cell(roi[2], roi[4])) << 1 | spread_bits(cell(roi[1], roi[3])), k};
+    const auto map = static_cast<uint64_t>(number * pooling.images + static_cast<int64_t>(roi[0]));
+    const uint64_t curve =
+        place(roi[2], roi[4], level.height) << 1 | place(roi[1], roi[3], level.width);
+    keys[k] = map << 48 | curve << 32 | static_cast<uint64_t>(k);
   }
   std::sort(keys.begin(), keys.end());
-  std::vector<int64_t> order;
-  order.reserve(keys.size());
-  for (const auto& key : keys) {
-    order.push_back(key.second);
+  std::vector<int64_t> order(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) {
+    order[i] = static_cast<int64_t>(keys[i] & 0xFFFFFFFF);
   }
   return order;
 }
@@ -217,200 +216,75 @@ FSN_D2_INLINE void multiply_bins(const Pooling& pooling, scalar_t* bins) {
   }
 }
 
-// RoIs [begin, end): pooled, merged and written to output [K, output channels, PH, PW].
+// RoI k between bins [PH * PW, slots * C] and a contiguous tensor [K, output channels, PH, PW] of
+// any floating type. A pointer to it, so that the kernels need not be compiled for every type.
+template <typename scalar_t>
+using WriteRoi = void (*)(const Pooling& pooling, const scalar_t* bins, int64_t k, void* output);
+template <typename scalar_t>
+using ReadRoi = void (*)(const Pooling& pooling, const void* input, int64_t k, scalar_t* bins);
+
+template <typename scalar_t, typename output_t>
+void write_roi(const Pooling& pooling, const scalar_t* bins, int64_t k, void* output) {
+  const int64_t channels = pooling.output_channels();
+  transpose(
+      bins,
+      pooling.slots() * pooling.channels,
+      1,
+      pooling.bins(),
+      channels,
+      static_cast<output_t*>(output) + k * channels * pooling.bins(),
+      pooling.bins());
+}
+
+template <typename scalar_t, typename input_t>
+void read_roi(const Pooling& pooling, const void* input, int64_t k, scalar_t* bins) {
+  const int64_t channels = pooling.output_channels();
+  transpose(
+      static_cast<const input_t*>(input) + k * channels * pooling.bins(),
+      pooling.bins(),
+      1,
+      channels,
+      pooling.bins(),
+      bins,
+      pooling.slots() * pooling.channels);
+}
+
+// Where pooled RoIs go.
+template <typename scalar_t>
+struct RoiWriter {
+  WriteRoi<scalar_t> write;
+  void* output;
+  int64_t bytes;  // of a RoI
+
+  // Fetches the memory that RoI k will be written to, while it is pooled.
+  FSN_D2_INLINE void prefetch(int64_t k) const {
+    const char* start = static_cast<const char*>(output) + k * bytes;
+    for (int64_t byte = 0; byte < bytes; byte += 64) {
+      __builtin_prefetch(start + byte, 1);
+    }
+  }
+};
+
+// RoIs [begin, end) of the order: pooled, merged and written.
 struct PoolRois {
-  template <int kBytes, typename scalar_t, typename output_t>
+  template <int kBytes, typename scalar_t>
   FSN_D2_INLINE static void run(
       const RoiTable<scalar_t>& table,
       const std::vector<BankView<const scalar_t>>& banks,
-      output_t* const& output,
+      const RoiWriter<scalar_t>& writer,
       int64_t begin,
       int64_t end) {
     const Pooling& pooling = table.pooling;
-    const int64_t pitch = pooling.slots() * pooling.channels;
-    std::vector<scalar_t> bins(pooling.bins() * pitch);
+    std::vector<scalar_t> bins(pooling.bins() * pooling.slots() * pooling.channels);
     PlacedRoi<scalar_t> roi;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t k = table.order[i];
-      roi.place(table, k);
+      writer.prefetch(table.order[i]);
+      roi.place(table, table.order[i]);
       pool_sources<kBytes>(table, banks, roi, bins.data());
       if (multiplies(pooling.merge)) {
         multiply_bins(pooling, bins.data());
       }
-      transpose(
-          bins.data(),
-          pitch,
-          1,
-          pooling.bins(),
-          pooling.output_channels(),
-          output + k * pooling.output_channels() * pooling.bins(),
-          pooling.bins());
-    }
-  }
-};
-
-// --- backward
-// -------------------------------------------------------------------------------------
-
-// A RoI on its way back: where it lies, and the gradient of its slots, [PH * PW, slots * C].
-template <typename scalar_t>
-struct RoiGradient {
-  PlacedRoi<scalar_t> roi;
-  std::vector<scalar_t> bins;
-};
-
-// RoIs [begin, end) of a chunk that starts at RoI `first`: from the gradient of the output to that
-// of the slots. What a product needs of the pooled features is pooled again rather than kept.
-struct PrepareGradients {
-  template <int kBytes, typename scalar_t, typename output_t>
-  FSN_D2_INLINE static void run(
-      const RoiTable<scalar_t>& table,
-      const std::vector<BankView<const scalar_t>>& banks,
-      const output_t* const& grad_output,
-      std::vector<RoiGradient<scalar_t>>* const& chunk,
-      int64_t first,
-      int64_t begin,
-      int64_t end) {
-    const Pooling& pooling = table.pooling;
-    const int64_t channels = pooling.channels;
-    const int64_t pitch = pooling.slots() * channels;
-    std::vector<scalar_t> pooled(multiplies(pooling.merge) ? pooling.bins() * pitch : 0);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t k = table.order[i];
-      RoiGradient<scalar_t>& gradient = (*chunk)[i - first];
-      gradient.roi.place(table, k);
-      gradient.bins.resize(pooling.bins() * pitch);
-      transpose(
-          grad_output + k * pooling.output_channels() * pooling.bins(),
-          pooling.bins(),
-          1,
-          pooling.output_channels(),
-          pooling.bins(),
-          gradient.bins.data(),
-          pitch);
-      if (multiplies(pooling.merge)) {
-        pool_sources<kBytes>(table, banks, gradient.roi, pooled.data());
-        multiply_gradient(pooling, pooled.data(), gradient.bins.data());
-      }
-    }
-  }
-
-  // In place: the gradient of roi * factor(attention) becomes that of roi and of attention.
-  template <typename scalar_t>
-  FSN_D2_INLINE static void multiply_gradient(
-      const Pooling& pooling, const scalar_t* pooled, scalar_t* gradient) {
-    const int64_t channels = pooling.channels;
-    const bool relu = pooling.merge == Merge::kMultiplyRelu;
-    for (int64_t bin = 0; bin < pooling.bins(); ++bin) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const scalar_t grad = gradient[c];
-        const scalar_t attention = pooled[channels + c];
-        const bool off = relu && !(attention > scalar_t(0));
-        gradient[c] = off ? scalar_t(0) : grad * attention;
-        gradient[channels + c] = off ? scalar_t(0) : grad * pooled[c];
-      }
-      pooled += 2 * channels;
-      gradient += 2 * channels;
-    }
-  }
-};
-
-// Adds one source's panel of channels of all bins to rows [first_row, last_row) of the map.
-template <typename panel_t, typename scalar_t>
-FSN_D2_INLINE void scatter_panel(
-    const Pooling& pooling,
-    const PlacedRoi<scalar_t>& roi,
-    const BankView<scalar_t>& bank,
-    const MapIndex& maps,
-    int64_t first_row,
-    int64_t last_row,
-    int64_t channel,
-    const scalar_t* bins,
-    int64_t pitch) {
-  using vector_t = typename panel_t::vector_t;
-  scalar_t* image = bank.data + roi.image * bank.image_stride + channel;
-  const int64_t row_stride = bank.row_stride;
-  const int64_t column_stride = bank.column_stride;
-  const scalar_t share = roi.share;
-  for (int64_t i = 0; i < pooling.bin_rows; ++i) {
-    auto rows_begin = roi.rows.begin(i);
-    auto rows_end = roi.rows.end(i);
-    while (rows_begin != rows_end && rows_begin->cell < first_row) {
-      ++rows_begin;
-    }
-    while (rows_begin != rows_end && (rows_end - 1)->cell >= last_row) {
-      --rows_end;
-    }
-    if (rows_begin == rows_end) {
-      continue;
-    }
-    const scalar_t* bin = bins + i * pooling.bin_columns * pitch;
-    for (int64_t j = 0; j < pooling.bin_columns; ++j, bin += pitch) {
-      scalar_t* map = image + bank.map_offset[maps.at(roi.number, i, j)];
-      vector_t gradients[panel_t::count];
-      FSN_D2_UNROLL for (int p = 0; p < panel_t::count; ++p) {
-        load(bin + p * panel_t::lanes, gradients[p]);
-      }
-      const auto* first_column = roi.columns.begin(j);
-      const auto* last_column = roi.columns.end(j);
-      for (auto row = rows_begin; row != rows_end; ++row) {
-        scalar_t* line = map + row->cell * row_stride;
-        const scalar_t row_weight = row->weight * share;
-        for (const auto* column = first_column; column != last_column; ++column) {
-          scalar_t* cell = line + column->cell * column_stride;
-          const scalar_t weight = row_weight * column->weight;
-          FSN_D2_UNROLL for (int p = 0; p < panel_t::count; ++p) {
-            vector_t values;
-            load(cell + p * panel_t::lanes, values);
-            values += gradients[p] * weight;
-            store(values, cell + p * panel_t::lanes);
-          }
-        }
-      }
-    }
-  }
-}
-
-// Adds a chunk of RoIs to rows [begin, end) of the gradients, counted through levels and images.
-struct ScatterGradients {
-  template <int kBytes, typename scalar_t>
-  FSN_D2_INLINE static void run(
-      const RoiTable<scalar_t>& table,
-      const std::vector<BankView<scalar_t>>& grad_banks,
-      const std::vector<RoiGradient<scalar_t>>& chunk,
-      int64_t chunk_size,
-      const std::vector<int64_t>& first_row_of_level,
-      int64_t begin,
-      int64_t end) {
-    const Pooling& pooling = table.pooling;
-    const int64_t pitch = pooling.slots() * pooling.channels;
-    for (int64_t n = 0; n < chunk_size; ++n) {
-      const RoiGradient<scalar_t>& gradient = chunk[n];
-      const PlacedRoi<scalar_t>& roi = gradient.roi;
-      const int64_t height = pooling.levels[roi.level].height;
-      const int64_t top = first_row_of_level[roi.level] + roi.image * height;
-      const int64_t first_row = std::max<int64_t>(begin - top, 0);
-      const int64_t last_row = std::min(end - top, height);
-      if (first_row >= last_row) {
-        continue;
-      }
-      for (int64_t source = 0; source < pooling.sources; ++source) {
-        const auto& bank = grad_banks[source * pooling.levels.size() + roi.level];
-        const scalar_t* bins = gradient.bins.data() + pooling.slot_of(source) * pooling.channels;
-        for_each_panel<scalar_t, kBytes / sizeof(scalar_t)>(
-            0, pooling.channels, [&](auto panel, int64_t channel) FSN_D2_INLINE_LAMBDA {
-              scatter_panel<decltype(panel)>(
-                  pooling,
-                  roi,
-                  bank,
-                  table.maps[source],
-                  first_row,
-                  last_row,
-                  channel,
-                  bins + channel,
-                  pitch);
-            });
-      }
+      writer.write(pooling, bins.data(), roi.number, writer.output);
     }
   }
 };

@@ -19,6 +19,7 @@
 
 #include "../arguments.h"
 #include "capability.h"
+#include "gradients.h"
 #include "layout.h"
 #include "pooling.h"
 
@@ -216,11 +217,14 @@ Tensor selective_roi_align(
     using scalar_t = decltype(compute);
     const CheckedRois<scalar_t> checked(request, pooling);
     const ReadableBanks<scalar_t> banks(inputs, pooling);
+    RoiWriter<scalar_t> writer{nullptr, output.mutable_data_ptr(), 0};
     for_float_type(output.scalar_type(), [&](auto zero) {
-      auto* pooled = static_cast<decltype(zero)*>(output.mutable_data_ptr());
-      torch::stable::parallel_for(0, pooling.rois, 1, [&](int64_t begin, int64_t end) {
-        run_on_this_machine<PoolRois>(checked.table(), banks.views, pooled, begin, end);
-      });
+      using output_t = decltype(zero);
+      writer.write = write_roi<scalar_t, output_t>;
+      writer.bytes = pooling.output_channels() * pooling.bins() * sizeof(output_t);
+    });
+    torch::stable::parallel_for(0, pooling.rois, 1, [&](int64_t begin, int64_t end) {
+      run_on_this_machine<PoolRois>(checked.table(), banks.views, writer, begin, end);
     });
   });
   return output;
@@ -262,11 +266,12 @@ std::vector<int64_t> equal_parts(
 
 // Threads share out rows of the maps, not RoIs: no two write the same cell, and every cell adds its
 // terms in the order of the RoIs, so the result does not depend on the number of threads.
-template <typename scalar_t, typename output_t>
+template <typename scalar_t>
 void pool_backward(
     const RoiTable<scalar_t>& table,
     const std::vector<BankView<const scalar_t>>& banks,
-    const output_t* grad_output,
+    ReadRoi<scalar_t> read,
+    const void* grad_output,
     const std::vector<BankView<scalar_t>>& grad_banks) {
   const Pooling& pooling = table.pooling;
   std::vector<int64_t> first_row_of_level{0};
@@ -278,7 +283,8 @@ void pool_backward(
   for (int64_t first = 0; first < pooling.rois; first += kChunk) {
     const int64_t last = std::min(first + kChunk, pooling.rois);
     torch::stable::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
-      run_on_this_machine<PrepareGradients>(table, banks, grad_output, &chunk, first, begin, end);
+      run_on_this_machine<PrepareGradients>(
+          table, banks, read, grad_output, &chunk, first, begin, end);
     });
     const std::vector<int64_t> cuts =
         equal_parts(chunk, last - first, pooling, first_row_of_level, threads);
@@ -404,10 +410,11 @@ std::vector<Tensor> selective_roi_align_backward(
     const CheckedRois<scalar_t> checked(request, pooling);
     const std::vector<Tensor> none;
     const ReadableBanks<scalar_t> banks(multiplies(pooling.merge) ? inputs : none, pooling);
-    for_float_type(grad.scalar_type(), [&](auto zero) {
-      pool_backward(
-          checked.table(), banks.views, data_of<decltype(zero)>(grad), gradients.views<scalar_t>());
-    });
+    ReadRoi<scalar_t> read = nullptr;
+    for_float_type(
+        grad.scalar_type(), [&](auto zero) { read = read_roi<scalar_t, decltype(zero)>; });
+    pool_backward(
+        checked.table(), banks.views, read, grad.const_data_ptr(), gradients.views<scalar_t>());
   });
   return gradients.finish(planes);
 }
