@@ -19,7 +19,7 @@ PY := .venv/bin/python
 INSTALL := $(PY) -m pip install --no-build-isolation
 EXTRAS := timm,demo,export,dev
 CSRC := fsn_d2/layers/csrc
-LINTED := fsn_d2 tools train_net.py
+LINTED := fsn_d2 tools benchmarks train_net.py
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))
 CXX_PROBE := echo 'int main() { if constexpr (true) return 0; }' | $(CXX) -std=c++17 -x c++ -
 
@@ -30,7 +30,7 @@ LOG = $(LOGS)/$(@F).log
 
 # Stamps whose result has gone (the interpreter, the built library) do not count.
 $(shell $(PY) -c pass 2>/dev/null || rm -rf .venv/.stamps)
-ifeq ($(FSN_D2_NO_EXTENSION)$(wildcard fsn_d2/_C*.so),)
+ifeq ($(FSN_D2_NO_EXTENSION)$(wildcard fsn_d2/_C.*so),)
 $(shell rm -f $(STAMPS)/extension)
 endif
 
