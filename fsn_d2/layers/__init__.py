@@ -1,6 +1,6 @@
 """Layers: the op and the convolutions that feed it. Needs torch alone, not Detectron2."""
 
-from ._library import op_library_path
+from ._library import cuda_library_path, op_library_path
 from .merged_roi_align import Source, merged_roi_align
 from .reference import selective_roi_align_reference
 from .selective_roi_align import selective_roi_align
@@ -9,6 +9,7 @@ from .shifted_conv import ShiftedConv2d, grid_offsets, start_convolution
 __all__ = [
     "ShiftedConv2d",
     "Source",
+    "cuda_library_path",
     "grid_offsets",
     "merged_roi_align",
     "op_library_path",

@@ -34,33 +34,48 @@ def op_library_path() -> Path | None:
     """The compiled op library, or None where the extension was not built.
 
     A process without this package loads it with `torch.ops.load_library(path)`, a C++ program with
-    `dlopen`; either can then run a model exported to TorchScript.
+    `dlopen`; either can then run a model exported to TorchScript. On a GPU it needs the kernels of
+    `cuda_library_path()` too.
     """
-    return next(iter(sorted(_PACKAGE.glob("_C*.so"))), None)
+    return next(iter(sorted(_PACKAGE.glob("_C.*so"))), None)
 
 
-def _load() -> str:
-    """Makes `torch.ops.fsn_d2` available; returns why it has no compiled kernels, or ""."""
-    path = op_library_path()
+def cuda_library_path() -> Path | None:
+    """The op's CUDA kernels, loaded like and beside `op_library_path()`; None if not built.
+
+    A library of its own, for it does not load into a PyTorch without CUDA.
+    """
+    return next(iter(sorted(_PACKAGE.glob("_C_cuda.*so"))), None)
+
+
+def _open(path: Path | None) -> str:
+    """Loads a library; returns why it has none of its kernels, or ""."""
     if path is None:
-        problem = "it is not built"
-    else:
-        try:
-            torch.ops.load_library(str(path))
-            return ""
-        except OSError as error:
-            problem = f"{path} does not load ({error})"
-    for schema in _SCHEMAS:
-        torch.library.define(f"fsn_d2::{schema.split('(')[0]}", schema[schema.index("(") :])
-    return problem
+        return "it is not built"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path} does not load ({error})"
+    return ""
 
 
-_problem = _load()
+def _load() -> dict[str, str]:
+    """Makes `torch.ops.fsn_d2` available; returns why a device has no compiled kernels, or ""."""
+    problems = {"cpu": _open(op_library_path())}
+    if problems["cpu"]:
+        for schema in _SCHEMAS:
+            torch.library.define(f"fsn_d2::{schema.split('(')[0]}", schema[schema.index("(") :])
+    if torch.version.cuda is not None:
+        problems["cuda"] = _open(cuda_library_path())
+    return problems
+
+
+_problems = _load()
 
 
 @functools.cache
 def _warn_once(device_type: str) -> None:
-    reason = _problem or f"it has no kernel for {device_type}"
+    reason = _problems.get(device_type) or f"it has no kernel for {device_type}"
     warnings.warn(
         f"fsn_d2: the compiled extension is not used, {reason}: pooling runs in plain PyTorch on "
         f"'{device_type}', with equal results but slower. To build it: "

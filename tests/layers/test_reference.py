@@ -65,6 +65,6 @@ def test_taps_along_one_axis_by_hand() -> None:
 
 
 def test_ragged_ranges() -> None:
-    owner, position = reference._ragged_ranges(torch.tensor([2, 0, 3]))
+    owner, position = reference.ragged_ranges(torch.tensor([2, 0, 3]))
     assert owner.tolist() == [0, 0, 2, 2, 2]
     assert position.tolist() == [0, 1, 0, 1, 2]

@@ -14,6 +14,8 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace fsn_d2 {
@@ -358,6 +360,78 @@ inline std::vector<BankSize> bank_sizes(const std::vector<int64_t>& flat) {
     sizes.push_back({flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4]});
   }
   return sizes;
+}
+
+inline void require_sizes(
+    const std::vector<Tensor>& inputs, const std::vector<BankSize>& expected) {
+  require(
+      inputs.size() == expected.size(),
+      "the gradient of a product needs every input, got ",
+      inputs.size(),
+      " of ",
+      expected.size());
+  const auto as_tuple = [](const BankSize& s) {
+    return std::make_tuple(s.images, s.maps, s.channels, s.height, s.width);
+  };
+  const std::vector<BankSize> sizes = bank_sizes(inputs);
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    require(as_tuple(sizes[i]) == as_tuple(expected[i]), "input ", i, " must have its input_sizes");
+  }
+}
+
+// The same from what the backward is given. Only a product's gradient reads the inputs.
+inline Pooling describe_backward(
+    const Tensor& grad_output,
+    const std::vector<Tensor>& inputs,
+    const std::vector<int64_t>& input_sizes,
+    const Request& request) {
+  require(
+      grad_output.dim() == 4,
+      "grad_output must have the shape [K, C, PH, PW], got ",
+      shape_of(grad_output));
+  require(
+      is_float(grad_output.scalar_type()),
+      "grad_output must be float32, float64, float16 or bfloat16");
+  Pooling pooling =
+      describe(bank_sizes(input_sizes), grad_output.size(2), grad_output.size(3), request);
+  require(
+      grad_output.size(0) == pooling.rois && grad_output.size(1) == pooling.output_channels(),
+      "grad_output must have the shape [K, C, PH, PW] with K = ",
+      pooling.rois,
+      " RoIs and C = ",
+      pooling.output_channels(),
+      ", got ",
+      shape_of(grad_output));
+  if (multiplies(pooling.merge)) {
+    require_sizes(inputs, pooling.banks);
+    require(
+        inputs[0].scalar_type() == grad_output.scalar_type(),
+        "input must have the dtype of grad_output");
+  }
+  return pooling;
+}
+
+inline void require_same_device(const Tensor& tensor, const Tensor& first, const char* name) {
+  require(
+      tensor.is_cpu() == first.is_cpu() && tensor.is_cuda() == first.is_cuda() &&
+          tensor.get_device_index() == first.get_device_index(),
+      "input, rois, levels and bank_index must be on the same device; ",
+      name,
+      " is on another one");
+}
+
+inline void require_same_device(
+    const Request& request, const std::vector<Tensor>& inputs, const Tensor& first) {
+  for (const Tensor& input : inputs) {
+    require_same_device(input, first, "input");
+  }
+  require_same_device(request.rois, first, "rois");
+  for (const Tensor& index : request.bank_indices) {
+    require_same_device(index, first, "bank_index");
+  }
+  if (request.levels.has_value()) {
+    require_same_device(*request.levels, first, "levels");
+  }
 }
 
 }  // namespace fsn_d2

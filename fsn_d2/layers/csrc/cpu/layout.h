@@ -4,53 +4,13 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
-#include <algorithm>
 #include <cstdint>
 
-#include "../arguments.h"
+#include "../banks.h"
 #include "transpose.h"
 
 namespace fsn_d2 {
-
-// Calls run(T{}) with the C++ type of a floating dtype.
-template <typename Run>
-void for_float_type(ScalarType type, const Run& run) {
-  switch (type) {
-    case ScalarType::Double:
-      return run(double{});
-    case ScalarType::Half:
-      return run(c10::Half{});
-    case ScalarType::BFloat16:
-      return run(c10::BFloat16{});
-    default:
-      return run(float{});
-  }
-}
-
-// Strides of a bank [N, B, C, H, W].
-struct BankStrides {
-  int64_t image, map, channel, row, column;
-};
-
-inline BankStrides strides_of(const Tensor& bank) {
-  return {bank.stride(0), bank.stride(1), bank.stride(2), bank.stride(3), bank.stride(4)};
-}
-
-// Strides of cells [N, H, W, B, C] without gaps.
-inline BankStrides cell_strides(const BankSize& size) {
-  const int64_t cell = size.maps * size.channels;
-  return {size.height * size.width * cell, size.channels, 1, size.width * cell, cell};
-}
-
-// Strides of [N, B, C, H, W] without gaps.
-inline BankStrides plane_strides(const BankSize& size) {
-  const int64_t plane = size.height * size.width;
-  return {size.maps * size.channels * plane, size.channels * plane, plane, size.width, 1};
-}
 
 // Copies a bank from planes to cells or back, or from any layout to any other.
 template <typename from_t, typename to_t>

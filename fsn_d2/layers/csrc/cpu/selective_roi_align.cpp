@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../arguments.h"
+#include "../banks.h"
 #include "capability.h"
 #include "gradients.h"
 #include "layout.h"
@@ -26,30 +27,7 @@
 namespace fsn_d2 {
 namespace {
 
-using torch::headeronly::IntHeaderOnlyArrayRef;
-
 constexpr int64_t kChunk = 64;  // RoIs whose gradients are prepared before they are added
-
-Tensor permute(const Tensor& tensor, IntHeaderOnlyArrayRef dims) {
-  std::array<StableIValue, 2> stack{
-      torch::stable::detail::from(tensor), torch::stable::detail::from(dims)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::permute", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-template <typename scalar_t>
-const scalar_t* data_of(const Tensor& tensor) {
-  return static_cast<const scalar_t*>(tensor.const_data_ptr());
-}
-
-void require_cpu(const Tensor& tensor, const char* name) {
-  require(
-      tensor.is_cpu(),
-      "input, rois, levels and bank_index must be on the same device; ",
-      name,
-      " is not on the CPU");
-}
 
 // The request's tensors in the form of the kernels, checked, with what keeps them alive.
 template <typename scalar_t>
@@ -61,13 +39,11 @@ class CheckedRois {
     check_rois(pooling);
     require_levels(request.levels, pooling);
     if (request.levels.has_value()) {
-      require_cpu(*request.levels, "levels");
       levels_ = as_int64(*request.levels, "levels");
       table_.levels = data_of<int64_t>(levels_);
       check_range(levels_, static_cast<int64_t>(pooling.levels.size()), "levels", "levels");
     }
     for (size_t s = 0; s < request.bank_indices.size(); ++s) {
-      require_cpu(request.bank_indices[s], "bank_index");
       indices_.push_back(as_int64(request.bank_indices[s], "bank_index"));
       const Tensor& index = indices_.back();
       table_.maps.push_back({data_of<int64_t>(index), broadcast_strides(index, pooling)});
@@ -173,16 +149,6 @@ class ReadableBanks {
   std::vector<Tensor> copies_;
 };
 
-void check_sizes(const std::vector<BankSize>& inputs, const std::vector<BankSize>& expected) {
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const auto as_tuple = [](const BankSize& s) {
-      return std::make_tuple(s.images, s.maps, s.channels, s.height, s.width);
-    };
-    require(
-        as_tuple(inputs[i]) == as_tuple(expected[i]), "input ", i, " must have its input_sizes");
-  }
-}
-
 // float64 is computed in float64, everything else in float32.
 template <typename Run>
 void for_compute_type(ScalarType type, const Run& run) {
@@ -207,10 +173,7 @@ Tensor selective_roi_align(
   const Request request{rois, levels, bank_indices, origins, spatial_scales, sampling_ratio, merge};
   const Pooling pooling = describe(bank_sizes(inputs), output_size[0], output_size[1], request);
   require_type_of_rois(rois);
-  require_cpu(rois, "rois");
-  for (const Tensor& input : inputs) {
-    require_cpu(input, "input");
-  }
+  require_same_device(request, inputs, inputs[0]);
   Tensor output = torch::stable::new_empty(
       inputs[0], {pooling.rois, pooling.output_channels(), pooling.bin_rows, pooling.bin_columns});
   for_compute_type(output.scalar_type(), [&](auto compute) {
@@ -297,68 +260,17 @@ void pool_backward(
   }
 }
 
-// One gradient per input: [N, B, C, H, W] in the type of `like`, in the layout of planes or of
-// cells.
-class GradientBanks {
- public:
-  GradientBanks(const Tensor& like, const Pooling& pooling) : pooling_(pooling), like_(like) {
-    const ScalarType type =
-        like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    for (const BankSize& size : pooling.banks) {
-      cells_.push_back(
-          torch::stable::new_zeros(
-              like, {size.images, size.height, size.width, size.maps, size.channels}, type));
-    }
+template <typename scalar_t>
+std::vector<BankView<scalar_t>> views_of(const GradientBanks& gradients, const Pooling& pooling) {
+  std::vector<BankView<scalar_t>> views;
+  for (size_t i = 0; i < gradients.cells().size(); ++i) {
+    views.push_back(view(
+        writable_data_of<scalar_t>(gradients.cells()[i]),
+        cell_strides(pooling.banks[i]),
+        pooling.origins[i / pooling.levels.size()]));
   }
-
-  template <typename scalar_t>
-  std::vector<BankView<scalar_t>> views() {
-    std::vector<BankView<scalar_t>> views;
-    for (size_t i = 0; i < cells_.size(); ++i) {
-      views.push_back(view(
-          static_cast<scalar_t*>(cells_[i].mutable_data_ptr()),
-          cell_strides(pooling_.banks[i]),
-          pooling_.origins[i / pooling_.levels.size()]));
-    }
-    return views;
-  }
-
-  // Frees each bank's cells as soon as its planes are written.
-  std::vector<Tensor> finish(bool planes) {
-    std::vector<Tensor> gradients;
-    for (size_t i = 0; i < cells_.size(); ++i) {
-      if (!planes) {
-        const Tensor cells = torch::stable::to(cells_[i], like_.scalar_type());
-        gradients.push_back(permute(cells, {0, 3, 4, 1, 2}));
-      } else {
-        gradients.push_back(to_planes(cells_[i], pooling_.banks[i]));
-      }
-      cells_[i] = Tensor();
-    }
-    return gradients;
-  }
-
- private:
-  Tensor to_planes(const Tensor& cells, const BankSize& size) const {
-    Tensor planes = torch::stable::new_empty(
-        like_, {size.images, size.maps, size.channels, size.height, size.width});
-    for_compute_type(cells.scalar_type(), [&](auto compute) {
-      for_float_type(planes.scalar_type(), [&](auto zero) {
-        copy_bank(
-            size,
-            data_of<decltype(compute)>(cells),
-            cell_strides(size),
-            static_cast<decltype(zero)*>(planes.mutable_data_ptr()),
-            plane_strides(size));
-      });
-    });
-    return planes;
-  }
-
-  const Pooling& pooling_;
-  const Tensor& like_;
-  std::vector<Tensor> cells_;
-};
+  return views;
+}
 
 std::vector<Tensor> selective_roi_align_backward(
     const Tensor& grad_output,
@@ -373,36 +285,10 @@ std::vector<Tensor> selective_roi_align_backward(
     std::vector<double> spatial_scales,
     int64_t sampling_ratio,
     std::string merge) {
-  require(
-      grad_output.dim() == 4,
-      "grad_output must have the shape [K, C, PH, PW], got ",
-      shape_of(grad_output));
-  require(
-      is_float(grad_output.scalar_type()),
-      "grad_output must be float32, float64, float16 or bfloat16");
   const Request request{rois, levels, bank_indices, origins, spatial_scales, sampling_ratio, merge};
-  const Pooling pooling =
-      describe(bank_sizes(input_sizes), grad_output.size(2), grad_output.size(3), request);
-  require(
-      grad_output.size(0) == pooling.rois && grad_output.size(1) == pooling.output_channels(),
-      "grad_output must have the shape [K, C, PH, PW] with K = ",
-      pooling.rois,
-      " RoIs and C = ",
-      pooling.output_channels(),
-      ", got ",
-      shape_of(grad_output));
+  const Pooling pooling = describe_backward(grad_output, inputs, input_sizes, request);
   require_type_of_rois(rois);
-  require_cpu(rois, "rois");
-  require_cpu(grad_output, "grad_output");
-  if (multiplies(pooling.merge)) {
-    require(
-        inputs.size() == pooling.banks.size(),
-        "the gradient of a product needs every input, got ",
-        inputs.size(),
-        " of ",
-        pooling.banks.size());
-    check_sizes(bank_sizes(inputs), pooling.banks);
-  }
+  require_same_device(request, inputs, grad_output);
   GradientBanks gradients(grad_output, pooling);
   const Tensor grad = torch::stable::contiguous(grad_output);
   for_compute_type(grad_output.scalar_type(), [&](auto compute) {
@@ -414,9 +300,13 @@ std::vector<Tensor> selective_roi_align_backward(
     for_float_type(
         grad.scalar_type(), [&](auto zero) { read = read_roi<scalar_t, decltype(zero)>; });
     pool_backward(
-        checked.table(), banks.views, read, grad.const_data_ptr(), gradients.views<scalar_t>());
+        checked.table(),
+        banks.views,
+        read,
+        grad.const_data_ptr(),
+        views_of<scalar_t>(gradients, pooling));
   });
-  return gradients.finish(planes);
+  return gradients.finish(planes, [](const auto&... arguments) { copy_bank(arguments...); });
 }
 
 }  // namespace

@@ -1,0 +1,181 @@
+// What the kernels are given, and how their work is cut into tasks of one block each.
+//
+// Kernels are functors over a Block (thread(), threads(), number(), blocks(), sync(), add()) and
+// its shared memory. launch.h has the Block of CUDA; the tests run the same functors on the host.
+
+#pragma once
+
+#include <cstdint>
+
+#include "../arguments.h"
+#include "geometry.h"
+
+namespace fsn_d2 {
+
+constexpr int kThreads = 256;  // per block, at most
+
+// One source at one level in memory: the channels of a cell side by side, the rest anywhere.
+struct Bank {
+  void* data;
+  int64_t image_stride, row_stride, column_stride;
+  int64_t first_map;  // its place in Problem::map_offsets
+};
+
+// Which map of a source each bin of each RoI reads.
+struct MapIndex {
+  const int64_t* values;
+  int64_t roi_stride, row_stride, column_stride;
+  int64_t maps;
+
+  // The map, or -1 for a value that names none.
+  FSN_D2_DEVICE int64_t at(int64_t roi, int32_t bin_row, int32_t bin_column) const {
+    const int64_t map =
+        values[roi * roi_stride + bin_row * row_stride + bin_column * column_stride];
+    return map >= 0 && map < maps ? map : -1;
+  }
+};
+
+// A RoI on its level.
+template <typename scalar_t>
+struct PlacedRoi {
+  bool valid;  // false: a batch index or a level out of range, or a number that is not finite
+  int64_t number, image;
+  int32_t level;
+  Axis<scalar_t> rows, columns;
+  scalar_t share;  // 1 / number of samples in a bin
+};
+
+// Sources [first, end).
+struct SourceRange {
+  int32_t first, end;
+};
+
+// The op's arguments on the device.
+template <typename scalar_t>
+struct Problem {
+  int64_t images, rois;
+  int32_t channels, bin_rows, bin_columns, sampling_ratio, sources, num_levels;
+  bool stacks, multiplies, relu;
+  const scalar_t* roi_table;    // [rois, 5]
+  const int64_t* roi_levels;    // null: all on level 0
+  const Level* levels;          // [num_levels]
+  const MapIndex* map_indices;  // [sources]
+  const int64_t* map_offsets;   // where the sampled extents of the maps of all banks start
+
+  FSN_D2_DEVICE int64_t bins() const {
+    return int64_t{bin_rows} * bin_columns;
+  }
+
+  // The slots of Pooling are written group by group: a group is one result of C channels.
+  FSN_D2_DEVICE int32_t groups() const {
+    return stacks ? sources : 1;
+  }
+
+  FSN_D2_DEVICE int32_t slots_per_group() const {
+    return multiplies ? 2 : 1;
+  }
+
+  FSN_D2_DEVICE int32_t slots() const {
+    return groups() * slots_per_group();
+  }
+
+  FSN_D2_DEVICE SourceRange sources_of(int32_t group, int32_t slot) const {
+    if (stacks) {
+      return {group, group + 1};
+    }
+    return {slot, multiplies && slot == 0 ? 1 : sources};
+  }
+
+  FSN_D2_DEVICE PlacedRoi<scalar_t> place(int64_t number) const {
+    PlacedRoi<scalar_t> placed{};
+    const scalar_t* roi = roi_table + number * 5;
+    const int64_t level_number = roi_levels ? roi_levels[number] : 0;
+    placed.valid = roi[0] >= 0 && roi[0] < static_cast<scalar_t>(images) && level_number >= 0 &&
+        level_number < num_levels && std::isfinite(roi[1]) && std::isfinite(roi[2]) &&
+        std::isfinite(roi[3]) && std::isfinite(roi[4]);
+    if (!placed.valid) {
+      return placed;
+    }
+    const Level& level = levels[level_number];
+    const auto scale = static_cast<scalar_t>(level.scale);
+    // Half a pixel back: cell (0, 0) has its centre at (0.5, 0.5) in continuous coordinates.
+    const scalar_t x1 = roi[1] * scale - scalar_t(0.5);
+    const scalar_t y1 = roi[2] * scale - scalar_t(0.5);
+    const scalar_t x2 = roi[3] * scale - scalar_t(0.5);
+    const scalar_t y2 = roi[4] * scale - scalar_t(0.5);
+    placed.number = number;
+    placed.image = static_cast<int64_t>(roi[0]);
+    placed.level = static_cast<int32_t>(level_number);
+    placed.rows = Axis<scalar_t>::place(
+        y1, y2 - y1, bin_rows, sampling_ratio, static_cast<int32_t>(level.height));
+    placed.columns = Axis<scalar_t>::place(
+        x1, x2 - x1, bin_columns, sampling_ratio, static_cast<int32_t>(level.width));
+    const scalar_t samples =
+        static_cast<scalar_t>(placed.rows.grid) * static_cast<scalar_t>(placed.columns.grid);
+    placed.share = scalar_t(1) / std::max(samples, scalar_t(1));
+    return placed;
+  }
+};
+
+// Places a RoI in shared memory, once for the block. Between two calls there must be a sync after
+// the last use.
+template <typename scalar_t, typename Block>
+FSN_D2_DEVICE const PlacedRoi<scalar_t>& place_in_shared(
+    const Block& block, const Problem<scalar_t>& problem, int64_t number, char* shared) {
+  auto* roi = reinterpret_cast<PlacedRoi<scalar_t>*>(shared);
+  if (block.thread() == 0) {
+    *roi = problem.place(number);
+  }
+  block.sync();
+  return *roi;
+}
+
+// What it takes there; what follows stays aligned.
+template <typename scalar_t>
+constexpr int kRoiBytes = (sizeof(PlacedRoi<scalar_t>) + 15) / 16 * 16;
+
+// A rectangle of bins of one RoI and a range of channels.
+struct Tile {
+  int64_t roi;
+  int32_t first_row, first_column, first_channel;
+  int32_t rows, columns, channels;
+
+  FSN_D2_DEVICE int bins() const {
+    return rows * columns;
+  }
+
+  // The bin's number within the RoI.
+  FSN_D2_DEVICE int64_t bin(int in_tile, int32_t bin_columns) const {
+    return int64_t{first_row + in_tile / columns} * bin_columns + first_column + in_tile % columns;
+  }
+};
+
+// How RoIs are cut into tiles.
+struct Tiling {
+  int32_t rows, columns, channels;  // of a full tile
+  int32_t bin_rows, bin_columns, all_channels;
+  int32_t row_tiles, column_tiles, channel_tiles;
+
+  FSN_D2_HOST_AND_DEVICE int32_t tiles() const {
+    return row_tiles * column_tiles * channel_tiles;
+  }
+
+  FSN_D2_DEVICE Tile tile(int64_t roi, int32_t number) const {
+    const int32_t bin_tile = number / channel_tiles;
+    Tile tile{};
+    tile.roi = roi;
+    tile.first_row = bin_tile / column_tiles * rows;
+    tile.first_column = bin_tile % column_tiles * columns;
+    tile.first_channel = number % channel_tiles * channels;
+    tile.rows = std::min(rows, bin_rows - tile.first_row);
+    tile.columns = std::min(columns, bin_columns - tile.first_column);
+    tile.channels = std::min(channels, all_channels - tile.first_channel);
+    return tile;
+  }
+
+  FSN_D2_DEVICE Tile tile(int64_t task) const {
+    return tile(task / tiles(), static_cast<int32_t>(task % tiles()));
+  }
+};
+
+}  // namespace fsn_d2

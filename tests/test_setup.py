@@ -1,0 +1,72 @@
+"""Which libraries an installation builds."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+SETUP = Path(__file__).parents[1] / "setup.py"
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The names of what setup.py asks to be built, under the environment variables given."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: given.update(arguments))
+    for variable in ("FORCE_CUDA", "FSN_D2_NO_EXTENSION", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def run(**environment: str) -> list[str]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        runpy.run_path(str(SETUP))
+        return [library.name for library in given.get("ext_modules", [])]
+
+    return run
+
+
+def put_nvcc(folder: Path, release: str) -> str:
+    """A toolkit whose nvcc only tells its version."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    nvcc.chmod(0o755)
+    return str(folder)
+
+
+def test_without_a_gpu_the_cpu_library_alone(libraries, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert libraries() == ["fsn_d2._C"]
+
+
+def test_no_library_on_request(libraries) -> None:
+    assert libraries(FSN_D2_NO_EXTENSION="1") == []
+
+
+@pytest.mark.parametrize(("toolkit", "built"), [("13.1", True), ("12.8", False), (None, False)])
+def test_with_a_gpu_a_toolkit_that_fits_is_used(
+    libraries, monkeypatch, tmp_path: Path, toolkit: str | None, built: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    home = put_nvcc(tmp_path, toolkit) if toolkit else None
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", home)
+    monkeypatch.setattr(cpp_extension, "library_paths", lambda device="cpu": [])
+    monkeypatch.setattr(cpp_extension, "include_paths", lambda device="cpu": [])
+    assert libraries() == ["fsn_d2._C", *(["fsn_d2._C_cuda"] if built else [])]
+
+
+def test_forced_without_what_it_needs_ends_in_one_line(libraries, monkeypatch) -> None:
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(SystemExit, match=r"^error: FORCE_CUDA=1 needs nvcc"):
+        libraries(FORCE_CUDA="1")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(SystemExit, match=r"^error: FORCE_CUDA=1 needs a PyTorch built with CUDA"):
+        libraries(FORCE_CUDA="1")
