@@ -84,7 +84,11 @@ class Cuda {
         cudaGetErrorString(error),
         " (",
         cudaGetErrorName(error),
-        ")");
+        ")",
+        error == cudaErrorNoKernelImageForDevice
+            ? "; the library was built for other GPUs: build it on this machine, or with "
+              "FORCE_CUDA=1 for all"
+            : "");
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
