@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import ps_roi_align, roi_align
+from torchvision.ops import ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 from .scene import Setting, region_of_bin
 
@@ -30,6 +30,16 @@ def _align(x: Tensor, rois: Tensor, bins: tuple[int, int], setting: Setting) -> 
 def position_sensitive(x: Tensor, rois: Tensor, setting: Setting) -> Tensor:
     """As `plain`, from Tensor[1, C * PH * PW, H, W] with the channels of one class together."""
     return ps_roi_align(x, rois, setting.bins, setting.scale, setting.sampling_ratio)
+
+
+def max_pooling(x: Tensor, rois: Tensor, setting: Setting) -> Tensor:
+    """Tensor[K, C, PH, PW] from Tensor[1, C, H, W]."""
+    return roi_pool(x, rois, setting.output_size, setting.scale)
+
+
+def position_sensitive_average(x: Tensor, rois: Tensor, setting: Setting) -> Tensor:
+    """As `position_sensitive`; the corners of a RoI are rounded otherwise than in R-FCN."""
+    return ps_roi_pool(x, rois, setting.bins, setting.scale)
 
 
 def class_major(x: Tensor, maps: int) -> Tensor:

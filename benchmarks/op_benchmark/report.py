@@ -18,6 +18,20 @@ HEADLINES = {
         "stage/multiply/channels_last/forward",
         "stage/multiply/channels_last/forward+backward",
     ],
+    "R-FCN's and Light-Head's pooling": [
+        "ps/10/nchw/forward",
+        "ps/10/nchw/forward+backward",
+        "ps/21/nchw/forward",
+        "ps/21/nchw/forward+backward",
+    ],
+    "integer bins": [
+        "pool/max/nchw/forward",
+        "pool/max/nchw/forward+backward",
+        "pool/average/10/nchw/forward",
+        "pool/average/10/nchw/forward+backward",
+        "pool/average/21/nchw/forward",
+        "pool/average/21/nchw/forward+backward",
+    ],
     "growth of ours": [
         "scaling/banks/channels_last/forward",
         "scaling/rois/plain/nchw/forward",

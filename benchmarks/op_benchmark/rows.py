@@ -13,7 +13,8 @@ from .work import OURS, Comparison, Task
 LAYOUTS = ("nchw", "channels_last")
 GROUPS = {
     "plain": "plain RoIAlign",
-    "ps": "position-sensitive RoIAlign (a bank of 49)",
+    "ps": "position-sensitive RoIAlign (a bank of 49); channels: Light-Head 10, R-FCN 21",
+    "pool": "RoI max pooling; position-sensitive average pooling (a bank of 49)",
     "bank": "banks of 9 (by sub-region) and of 3 (by aspect ratio)",
     "stage": "the whole FSN RoI stage: feature, 9 + 3 bank maps, merge",
     "rois": "100 and 8000 RoIs",
@@ -90,6 +91,18 @@ def _plain_and_stage(name: str, base: Setting) -> Iterator[Row]:
     yield from _sweep(f"{name}/stage", partial(work.stage, naive=False), base)
 
 
+def _position_sensitive(base: Setting) -> Iterator[Row]:
+    for channels in (10, 21):
+        yield from _all(f"ps/{channels}", work.position_sensitive, replace(base, channels=channels))
+
+
+def _pools(base: Setting) -> Iterator[Row]:
+    yield from _all("pool/max", work.max_pooling, base)
+    for channels in (10, 21):
+        setting = replace(base, channels=channels)
+        yield from _all(f"pool/average/{channels}", work.average_pooling, setting)
+
+
 def _banks(base: Setting) -> Iterator[Row]:
     for name, make in (("9", work.sub_region_bank), ("3", work.ratio_bank)):
         yield from _all(f"bank/{name}", make, base)
@@ -153,7 +166,8 @@ def all_rows(base: Setting) -> list[AnyRow]:
     """Every row of the benchmark around a base setting, group by group."""
     return [
         *_all("plain", work.plain, base),
-        *_all("ps", work.position_sensitive, base),
+        *_position_sensitive(base),
+        *_pools(base),
         *_banks(base),
         *_stages(base),
         *_axes(base),

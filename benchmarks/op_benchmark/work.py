@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsn_d2.layers import Source, merged_roi_align, selective_roi_align
+from fsn_d2.layers import Source, merged_roi_align, selective_roi_align, selective_roi_pool
 
 from . import peers
 from .scene import RATIOS, Setting, conv_output, in_layout, proposals, ratio_index, sub_region_index
@@ -63,19 +63,21 @@ class Task:
 
 @dataclass
 class Comparison:
-    """Tasks that give the same result, ours first.
+    """Tasks of the same work, ours first; they give the same result.
 
     Attributes:
         tasks: by name.
         shared: tensors beside the inputs that the work reads.
         product: whether the backward needs the inputs' values.
         kinked: whether a ReLU follows the pooling.
+        unlike: tasks that do as much but round otherwise, so their results are not compared.
     """
 
     tasks: dict[str, Task]
     shared: Sequence[Tensor] = field(default_factory=list)
     product: bool = False
     kinked: bool = False
+    unlike: frozenset[str] = frozenset()
 
     @property
     def ours(self) -> Task:
@@ -90,7 +92,8 @@ class Comparison:
         error_of = _error_of_gradient if backward else _error_of_output
         allowed = KINKED_TOLERANCE if backward and self.kinked else TOLERANCE
         ours = _results(self.ours, backward)
-        for name, task in self.tasks.items():
+        for name in self.tasks.keys() - self.unlike:
+            task = self.tasks[name]
             for mine, theirs in zip(ours, _results(task, backward), strict=True):
                 error = error_of(mine, theirs)
                 if not error <= allowed:
@@ -138,6 +141,14 @@ def _op(x: Tensor, *, rois: Tensor, index: Tensor, maps: int, setting: Setting) 
     )
 
 
+def _pool(
+    x: Tensor, *, rois: Tensor, index: Tensor, maps: int, mode: str, setting: Setting
+) -> Tensor:
+    return selective_roi_pool(
+        x.unflatten(1, (maps, -1)), rois, index, setting.output_size, setting.scale, mode
+    )
+
+
 def _bag(x: Tensor, *, rois: Tensor, index: Tensor, maps: int, setting: Setting) -> Tensor:
     return peers.Bags(rois, setting).pool(x, index, maps).contiguous()
 
@@ -171,6 +182,30 @@ def position_sensitive(setting: Setting) -> Comparison:
     back = partial(peers.bank_major, maps=maps)
     comparison.tasks["torchvision ps_roi_align"] = Task(align, [_leaf(x)], back)
     return comparison
+
+
+def max_pooling(setting: Setting) -> Comparison:
+    """RoI max pooling of one map."""
+    rois = proposals(setting)
+    index = torch.zeros(1, 1, 1, dtype=torch.int64, device=setting.device)
+    x = _leaf(conv_output(setting, 1, seed=1))
+    ours = partial(_pool, rois=rois, index=index, maps=1, mode="max", setting=setting)
+    theirs = partial(peers.max_pooling, rois=rois, setting=setting)
+    tasks = {OURS: Task(ours, [x]), "torchvision roi_pool": Task(theirs, [x])}
+    return Comparison(tasks, [rois, index], product=True)
+
+
+def average_pooling(setting: Setting) -> Comparison:
+    """R-FCN's pooling: the average of every bin from a map of its own."""
+    rois, maps = proposals(setting), setting.bins**2
+    index = sub_region_index(setting, setting.bins)
+    x = _leaf(conv_output(setting, maps, seed=1))
+    y = _leaf(in_layout(peers.class_major(x.detach(), maps), setting))
+    ours = partial(_pool, rois=rois, index=index, maps=maps, mode="avg", setting=setting)
+    theirs = partial(peers.position_sensitive_average, rois=rois, setting=setting)
+    peer = "torchvision ps_roi_pool"
+    tasks = {OURS: Task(ours, [x]), peer: Task(theirs, [y])}
+    return Comparison(tasks, [rois, index], unlike=frozenset({peer}))
 
 
 def sub_region_bank(setting: Setting, grid: int = GRID, naive: bool = True) -> Comparison:

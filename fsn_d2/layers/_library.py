@@ -1,33 +1,20 @@
-"""Finds or defines the `fsn_d2` operator library, and gives its op what only Python can: a fake
-kernel for tracing by shape, the autograd formula, and a kernel for devices without a compiled one.
+"""Finds the compiled `fsn_d2` operator libraries, and completes an op with what only Python can
+give: a fake kernel for tracing by shape, the autograd formula, and a kernel in plain PyTorch for
+devices without a compiled one.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .merged_reference import (
-    Request,
-    check_request,
-    merged_roi_align_backward_reference,
-    merged_roi_align_reference,
-)
-
 _PACKAGE = Path(__file__).resolve().parent.parent
-_SCHEMAS = (
-    "selective_roi_align(Tensor[] inputs, Tensor rois, Tensor? levels, Tensor[] bank_indices, "
-    "int[] origins, SymInt[] output_size, float[] spatial_scales, int sampling_ratio, str merge) "
-    "-> Tensor",
-    "selective_roi_align_backward(Tensor grad_output, Tensor[] inputs, SymInt[] input_sizes, "
-    "bool planes, bool deterministic, Tensor rois, Tensor? levels, Tensor[] bank_indices, "
-    "int[] origins, float[] spatial_scales, int sampling_ratio, str merge) -> Tensor[]",
-)
 
 
 def op_library_path() -> Path | None:
@@ -41,7 +28,7 @@ def op_library_path() -> Path | None:
 
 
 def cuda_library_path() -> Path | None:
-    """The op's CUDA kernels, loaded like and beside `op_library_path()`; None if not built.
+    """The ops' CUDA kernels, loaded like and beside `op_library_path()`; None if not built.
 
     A library of its own, for it does not load into a PyTorch without CUDA.
     """
@@ -60,11 +47,8 @@ def _open(path: Path | None) -> str:
 
 
 def _load() -> dict[str, str]:
-    """Makes `torch.ops.fsn_d2` available; returns why a device has no compiled kernels, or ""."""
+    """Opens the libraries; returns why a device has no compiled kernels, or ""."""
     problems = {"cpu": _open(op_library_path())}
-    if problems["cpu"]:
-        for schema in _SCHEMAS:
-            torch.library.define(f"fsn_d2::{schema.split('(')[0]}", schema[schema.index("(") :])
     if torch.version.cuda is not None:
         problems["cuda"] = _open(cuda_library_path())
     return problems
@@ -75,7 +59,7 @@ _problems = _load()
 
 @functools.cache
 def _warn_once(device_type: str) -> None:
-    reason = _problems.get(device_type) or f"it has no kernel for {device_type}"
+    reason = _problems.get(device_type) or f"it lacks a kernel for {device_type}"
     warnings.warn(
         f"fsn_d2: the compiled extension is not used, {reason}: pooling runs in plain PyTorch on "
         f"'{device_type}', with equal results but slower. To build it: "
@@ -84,67 +68,74 @@ def _warn_once(device_type: str) -> None:
     )
 
 
-def _forward_without_kernel(
-    inputs: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    bank_indices: Sequence[Tensor],
-    origins: Sequence[int],
-    output_size: Sequence[int],
-    spatial_scales: Sequence[float],
-    sampling_ratio: int,
-    merge: str,
-) -> Tensor:
-    _warn_once(rois.device.type)
-    request = Request(rois, levels, bank_indices, origins, spatial_scales, sampling_ratio, merge)
-    return merged_roi_align_reference(inputs, output_size, request)
+class Op(NamedTuple):
+    """One op and its backward, an op of its own, in Python.
+
+    Attributes:
+        schema, backward_schema: as in csrc/schemas.h; the first Tensor argument of both is on the
+            device that is computed on, or is a list of such.
+        forward, backward: kernels in plain PyTorch.
+        fake_forward, fake_backward: the same for shapes alone.
+        setup_context, gradient: the autograd formula of the op, as `register_autograd` takes it.
+        setup_backward_context, second_gradient: that of its backward.
+    """
+
+    schema: str
+    backward_schema: str
+    forward: Callable
+    backward: Callable
+    fake_forward: Callable
+    fake_backward: Callable
+    setup_context: Callable
+    gradient: Callable
+    setup_backward_context: Callable
+    second_gradient: Callable
 
 
-def _in_fives(input_sizes: Sequence[int]) -> list[Sequence[int]]:
+def _with_warning(kernel: Callable) -> Callable:
+    @functools.wraps(kernel)
+    def warn_and_run(first: Tensor | Sequence[Tensor], *rest):
+        tensor = first if isinstance(first, Tensor) else first[0]
+        _warn_once(tensor.device.type)
+        return kernel(first, *rest)
+
+    return warn_and_run
+
+
+def _register(
+    schema: str, kernel: Callable, fake: Callable, gradient: Callable, setup_context: Callable
+) -> None:
+    name, signature = schema.split("(", 1)
+    if not hasattr(torch.ops.fsn_d2, name):  # no library has defined it
+        torch.library.define(f"fsn_d2::{name}", f"({signature}")
+    name = f"fsn_d2::{name}"
+    torch.library.impl(name, "CompositeExplicitAutograd")(kernel)
+    torch.library.register_fake(name)(fake)
+    torch.library.register_autograd(name, gradient, setup_context=setup_context)
+
+
+def register(op: Op) -> None:
+    """Makes `op` and its backward available in `torch.ops.fsn_d2`, compiled or not."""
+    forward, backward = _with_warning(op.forward), _with_warning(op.backward)
+    _register(op.schema, forward, op.fake_forward, op.gradient, op.setup_context)
+    _register(
+        op.backward_schema,
+        backward,
+        op.fake_backward,
+        op.second_gradient,
+        op.setup_backward_context,
+    )
+
+
+def in_fives(input_sizes: Sequence[int]) -> list[Sequence[int]]:
+    """(N, B, C, H, W) of every bank, from flat sizes."""
     return [input_sizes[i : i + 5] for i in range(0, len(input_sizes), 5)]
 
 
-def _backward_without_kernel(
-    grad_output: Tensor,
-    inputs: Sequence[Tensor],
-    input_sizes: Sequence[int],
-    planes: bool,
-    deterministic: bool,
-    *request,
-) -> list[Tensor]:
-    grads = merged_roi_align_backward_reference(
-        grad_output, inputs, _in_fives(input_sizes), Request(*request)
-    )
-    return [grad.contiguous() if planes else grad for grad in grads]
-
-
-def _fake_forward(
-    inputs: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    bank_indices: Sequence[Tensor],
-    origins: Sequence[int],
-    output_size: Sequence[int],
-    spatial_scales: Sequence[float],
-    sampling_ratio: int,
-    merge: str,
-) -> Tensor:
-    request = Request(rois, levels, bank_indices, origins, spatial_scales, sampling_ratio, merge)
-    check_request([x.shape for x in inputs], output_size, request)
-    channels = request.output_channels(inputs[0].shape[2])
-    return inputs[0].new_empty(rois.shape[0], channels, *output_size)
-
-
-def _fake_backward(
-    grad_output: Tensor,
-    inputs: Sequence[Tensor],
-    input_sizes: Sequence[int],
-    planes: bool,
-    deterministic: bool,
-    *request,
-) -> list[Tensor]:
+def empty_gradients(grad_output: Tensor, input_sizes: Sequence[int], planes: bool) -> list[Tensor]:
+    """The gradients of banks, uninitialised: contiguous (`planes`), else cells [N, H, W, B, C]."""
     grads = []
-    for n, b, c, h, w in _in_fives(input_sizes):
+    for n, b, c, h, w in in_fives(input_sizes):
         if planes:
             grads.append(grad_output.new_empty(n, b, c, h, w))
         else:
@@ -152,90 +143,9 @@ def _fake_backward(
     return grads
 
 
-def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-    banks, rois, levels, bank_indices, ctx.origins, _, ctx.scales, ctx.ratio, ctx.merge = inputs
-    ctx.input_sizes = [size for bank in banks for size in bank.shape]
-    # The gradient comes back in the layout of the input, so that a convolution need not convert it.
-    ctx.planes = banks[0].shape[2] > 1 and banks[0].stride(2) != 1
-    ctx.has_levels = levels is not None
-    # Only a product needs the values once more.
-    kept = list(banks) if ctx.merge.startswith("multiply") else []
-    ctx.num_indices = len(bank_indices)
-    ctx.save_for_backward(rois, *([levels] if ctx.has_levels else []), *bank_indices, *kept)
+def reads_planes(bank: Tensor) -> bool:
+    """Whether the gradient of `bank` comes back contiguous rather than as cells.
 
-
-def _saved(ctx) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
-    """rois, levels, bank indices, and the tensors that were saved behind them."""
-    rois, *rest = ctx.saved_tensors
-    levels = rest.pop(0) if ctx.has_levels else None
-    return rois, levels, rest[: ctx.num_indices], rest[ctx.num_indices :]
-
-
-def _no_gradients(ctx) -> tuple:
-    """For bank_indices and origins; PyTorch takes every empty list for one of tensors."""
-    return [None] * ctx.num_indices, None if ctx.origins else []
-
-
-def _autograd_backward(ctx, grad_output: Tensor) -> tuple:
-    rois, levels, bank_indices, banks = _saved(ctx)
-    grads = torch.ops.fsn_d2.selective_roi_align_backward(
-        grad_output,
-        banks,
-        ctx.input_sizes,
-        ctx.planes,
-        torch.are_deterministic_algorithms_enabled(),
-        rois,
-        levels,
-        bank_indices,
-        ctx.origins,
-        ctx.scales,
-        ctx.ratio,
-        ctx.merge,
-    )
-    return (grads, None, None, *_no_gradients(ctx), None, None, None, None)
-
-
-def _setup_backward_context(ctx, inputs: tuple, output: Sequence[Tensor]) -> None:
-    grad_output, _, _, _, _, rois, levels, bank_indices, *rest = inputs
-    ctx.origins, ctx.scales, ctx.ratio, ctx.merge = rest
-    ctx.output_size = grad_output.shape[2:]
-    ctx.has_levels = levels is not None
-    ctx.num_indices = len(bank_indices)
-    ctx.save_for_backward(rois, *([levels] if ctx.has_levels else []), *bank_indices)
-
-
-def _double_backward(ctx, grad_grads: list[Tensor]) -> tuple:
-    if ctx.merge.startswith("multiply"):
-        raise NotImplementedError(
-            f"selective_roi_align: merge {ctx.merge!r} has no second derivatives; pool with "
-            "merge 'stack' and multiply the parts"
-        )
-    # The gradient is linear in grad_output, and its transpose is the pooling itself.
-    rois, levels, bank_indices, _ = _saved(ctx)
-    grad_grad_output = torch.ops.fsn_d2.selective_roi_align(
-        grad_grads,
-        rois,
-        levels,
-        bank_indices,
-        ctx.origins,
-        ctx.output_size,
-        ctx.scales,
-        ctx.ratio,
-        ctx.merge,
-    )
-    return (grad_grad_output, [], *(None,) * 5, *_no_gradients(ctx), *(None,) * 3)
-
-
-def _register() -> None:
-    name = "fsn_d2::selective_roi_align"
-    torch.library.impl(name, "CompositeExplicitAutograd")(_forward_without_kernel)
-    torch.library.impl(f"{name}_backward", "CompositeExplicitAutograd")(_backward_without_kernel)
-    torch.library.register_fake(name)(_fake_forward)
-    torch.library.register_fake(f"{name}_backward")(_fake_backward)
-    torch.library.register_autograd(name, _autograd_backward, setup_context=_setup_context)
-    torch.library.register_autograd(
-        f"{name}_backward", _double_backward, setup_context=_setup_backward_context
-    )
-
-
-_register()
+    It has the layout of the input, so that a convolution need not convert it.
+    """
+    return bank.shape[2] > 1 and bank.stride(2) != 1

@@ -33,6 +33,7 @@ class Request(NamedTuple):
         spatial_scales: per level, 1 / stride.
         sampling_ratio: samples along each side of a bin; 0: one per cell.
         merge: one of `MERGES`.
+        op: the op that errors name.
     """
 
     rois: Tensor
@@ -42,6 +43,7 @@ class Request(NamedTuple):
     spatial_scales: Sequence[float]
     sampling_ratio: int
     merge: str
+    op: str = "selective_roi_align"
 
     def slots(self) -> list[int]:
         """Per source, the slot into which it is pooled; sources of one slot are added."""
@@ -53,10 +55,13 @@ class Request(NamedTuple):
     def output_channels(self, channels: int) -> int:
         return channels * len(self.bank_indices) if self.merge == "stack" else channels
 
+    def check(self, condition: bool, message: str) -> None:
+        _check(condition, message, self.op)
 
-def _check(condition: bool, message: str) -> None:
+
+def _check(condition: bool, message: str, op: str = "selective_roi_align") -> None:
     if not condition:
-        raise RuntimeError(f"selective_roi_align: {message}")
+        raise RuntimeError(f"{op}: {message}")
 
 
 def check_request(
@@ -69,35 +74,38 @@ def check_request(
         output_size: bins (PH, PW).
     """
     sources, levels = len(request.bank_indices), len(request.spatial_scales)
-    _check(levels >= 1, "spatial_scales must hold one number per level, got none")
-    _check(sources >= 1, "bank_indices must hold one tensor per source, got none")
-    _check(
+    request.check(levels >= 1, "spatial_scales must hold one number per level, got none")
+    request.check(sources >= 1, "bank_indices must hold one tensor per source, got none")
+    request.check(
         len(sizes) == sources * levels,
         f"there must be one input per source and level, {sources} x {levels}, got {len(sizes)}",
     )
-    _check(request.merge in MERGES, f"merge must be one of {MERGES}, got {request.merge!r}")
-    _check(
+    request.check(request.merge in MERGES, f"merge must be one of {MERGES}, got {request.merge!r}")
+    request.check(
         sources >= 2 or not request.merge.startswith("multiply"),
         f"merge {request.merge!r} needs at least two sources, got one",
     )
     for i, size in enumerate(sizes):
-        check_shapes(list(size), request.rois, request.bank_indices[i // levels], list(output_size))
+        index = request.bank_indices[i // levels]
+        check_shapes(request.op, list(size), request.rois, index, list(output_size))
         first = sizes[i // levels * levels]
-        _check(
+        request.check(
             size[0] == sizes[0][0] and size[2] == sizes[0][2] and size[1] == first[1],
             "every input must have the same N and C, and one source's levels the same B; "
             f"input {i} has {list(size)}",
         )
     maps = sum(int(size[1]) for size in sizes[::levels])
-    _check(
+    request.check(
         len(request.origins) in (0, 2 * maps),
         f"origins must be empty or hold {2 * maps} numbers, a (row, column) pair for every map of "
         f"every source, got {len(request.origins)}",
     )
     if request.levels is None:
-        _check(levels == 1, "levels must name the level of each RoI when there are several levels")
+        request.check(
+            levels == 1, "levels must name the level of each RoI when there are several levels"
+        )
     else:
-        _check(
+        request.check(
             tuple(request.levels.shape) == (request.rois.shape[0],),
             f"levels must have the shape [K], got {list(request.levels.shape)}",
         )
@@ -142,18 +150,20 @@ def _extent(bank: Tensor, origins: list[tuple[int, int]] | None, size: Sequence[
     )
 
 
-def _rois_of_levels(request: Request) -> list[Tensor]:
+def rois_of_levels(request: Request) -> list[Tensor]:
     """Per level, int64 Tensor of the RoIs that lie on it."""
     count, num_levels = request.rois.shape[0], len(request.spatial_scales)
     if request.levels is None:
         return [torch.arange(count, device=request.rois.device)]
     levels = request.levels
-    _check(not levels.is_floating_point(), f"levels must be an integer tensor, got {levels.dtype}")
-    _check(
+    request.check(
+        not levels.is_floating_point(), f"levels must be an integer tensor, got {levels.dtype}"
+    )
+    request.check(
         levels.device == request.rois.device,
         "input, rois, levels and bank_index must be on the same device",
     )
-    _check(
+    request.check(
         bool(((levels >= 0) & (levels < num_levels)).all()),
         f"levels must lie in [0, {num_levels}), the number of levels",
     )
@@ -169,7 +179,7 @@ def _pool_slots(inputs: Sequence[Tensor], output_size: list[int], request: Reque
         "input must have one dtype in every source and level",
     )
     num_levels = len(request.spatial_scales)
-    here = _rois_of_levels(request)
+    here = rois_of_levels(request)
     back = torch.cat(here).argsort()
     slots: dict[int, Tensor] = {}
     for source, (slot, origins) in enumerate(
@@ -244,7 +254,7 @@ def merged_roi_align_backward_reference(
     num_levels = len(request.spatial_scales)
     compute = computed_in(grad_output.dtype)
     slots = _slot_gradients(grad_output.to(compute), [x.to(compute) for x in inputs], request)
-    here = _rois_of_levels(request)
+    here = rois_of_levels(request)
     origins = _origins(request, sizes)
     grads = []
     for i, size in enumerate(sizes):

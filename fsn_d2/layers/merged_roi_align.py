@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (registers torch.ops.fsn_d2)
+from . import _align_op  # noqa: F401  (registers torch.ops.fsn_d2.selective_roi_align)
 
 
 class Source(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_SAMPLING_RATIO = 1024
+_OP = "selective_roi_align"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MAX_GRID = 2**24  # as in csrc/roi_geometry.h
 _MAX_ROWS_AT_ONCE = 2**21  # table rows gathered at once: bounds the memory for huge RoIs
@@ -39,35 +40,36 @@ class Taps(NamedTuple):
 
 
 def check_shapes(
-    input_size: list[int], rois: Tensor, bank_index: Tensor, output_size: list[int]
+    op: str, input_size: list[int], rois: Tensor, bank_index: Tensor, output_size: list[int]
 ) -> None:
-    """Raises RuntimeError naming the argument whose shape does not fit; reads no values."""
+    """Raises RuntimeError naming the argument of `op` whose shape does not fit; reads no values."""
     torch._check(
         len(input_size) == 5,
-        lambda: f"selective_roi_align: input must have the shape [N, B, C, H, W], got {input_size}",
+        lambda: f"{op}: input must have the shape [N, B, C, H, W], got {input_size}",
     )
     torch._check(
         rois.dim() == 2 and rois.shape[1] == 5,
-        lambda: f"selective_roi_align: rois must have the shape [K, 5], got {list(rois.shape)}",
+        lambda: f"{op}: rois must have the shape [K, 5], got {list(rois.shape)}",
     )
     torch._check(
         len(output_size) == 2 and min(output_size) >= 1,
-        lambda: f"selective_roi_align: output_size must be at least 1 x 1, got {output_size}",
+        lambda: f"{op}: output_size must be at least 1 x 1, got {output_size}",
     )
     target = [rois.shape[0], *output_size]
     sizes = [1] * (3 - bank_index.dim()) + list(bank_index.shape)
     torch._check(
         len(sizes) == 3 and all(s == 1 or s == t for s, t in zip(sizes, target, strict=True)),
         lambda: (
-            f"selective_roi_align: bank_index must broadcast to [K, PH, PW] = {target}, "
+            f"{op}: bank_index must broadcast to [K, PH, PW] = {target}, "
             f"got {list(bank_index.shape)}"
         ),
     )
 
 
-def _check_values(
-    input: Tensor, rois: Tensor, bank_index: Tensor, spatial_scale: float, sampling_ratio: int
+def check_values(
+    op: str, input: Tensor, rois: Tensor, bank_index: Tensor, spatial_scale: float
 ) -> None:
+    """Raises RuntimeError naming the argument of `op` whose dtype, device or values do not fit."""
     images, maps = input.shape[:2]
     problem = ""
     if not input.is_floating_point():
@@ -80,8 +82,6 @@ def _check_values(
         problem = "input, rois and bank_index must be on the same device"
     elif not 0 < spatial_scale < float("inf"):
         problem = f"spatial_scale must be positive and finite, got {spatial_scale}"
-    elif not 0 <= sampling_ratio <= MAX_SAMPLING_RATIO:
-        problem = f"sampling_ratio must lie in 0..{MAX_SAMPLING_RATIO}, got {sampling_ratio}"
     elif not bool(torch.isfinite(rois[:, 1:]).all()):
         problem = "rois must be finite"
     elif not bool(((rois[:, 0] >= 0) & (rois[:, 0] < images)).all()):
@@ -89,7 +89,14 @@ def _check_values(
     elif not bool(((bank_index >= 0) & (bank_index < maps)).all()):
         problem = f"bank_index must lie in [0, {maps}), the number of maps in the bank"
     if problem:
-        raise RuntimeError(f"selective_roi_align: {problem}")
+        raise RuntimeError(f"{op}: {problem}")
+
+
+def _check_sampling_ratio(sampling_ratio: int) -> None:
+    if not 0 <= sampling_ratio <= MAX_SAMPLING_RATIO:
+        raise RuntimeError(
+            f"{_OP}: sampling_ratio must lie in 0..{MAX_SAMPLING_RATIO}, got {sampling_ratio}"
+        )
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
@@ -97,7 +104,7 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _ragged_ranges(counts: Tensor) -> tuple[Tensor, Tensor]:
+def ragged_ranges(counts: Tensor) -> tuple[Tensor, Tensor]:
     """For counts Tensor[M]: (owner, position within the owner), both of length counts.sum()."""
     owner = torch.repeat_interleave(counts)
     first = counts.cumsum(0) - counts
@@ -134,7 +141,7 @@ def _axis_taps(start: Tensor, extent: Tensor, bins: int, sampling_ratio: int, si
     low, high = _visible_samples(bin_start, (bin_size / grid[:, None]), grid, size)
     counts = torch.where(finite & (size > 0), (high - low).clamp(min=0), 0)
 
-    owner, sample = _ragged_ranges(counts.flatten())
+    owner, sample = ragged_ranges(counts.flatten())
     roi = owner // bins
     sample = (sample + low.flatten()[owner]).to(start.dtype)
     position = bin_start.flatten()[owner] + (sample + 0.5) * bin_size[roi, 0] / grid[roi]
@@ -178,7 +185,7 @@ def _collect_bags(
 
     per_row, per_column = rows.counts[:, :, None], columns.counts[:, None, :]
     bag_size = (per_row * per_column).flatten()
-    bag, position = _ragged_ranges(bag_size)
+    bag, position = ragged_ranges(bag_size)
 
     def of_bag(values: Tensor) -> Tensor:
         return values.expand(index.shape).flatten()[bag]
@@ -220,8 +227,9 @@ def selective_roi_align_reference(
         RuntimeError: naming the argument that does not fit.
     """
     size = list(input.shape)
-    check_shapes(size, rois, bank_index, output_size)
-    _check_values(input, rois, bank_index, spatial_scale, sampling_ratio)
+    check_shapes(_OP, size, rois, bank_index, output_size)
+    check_values(_OP, input, rois, bank_index, spatial_scale)
+    _check_sampling_ratio(sampling_ratio)
     channels = input.shape[2]
     rois = rois.to(computed_in(input.dtype))
     index = bank_index.long().expand(len(rois), *output_size)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (registers torch.ops.fsn_d2)
+from . import _align_op  # noqa: F401  (registers torch.ops.fsn_d2.selective_roi_align)
 
 
-def _pair(output_size: int | tuple[int, int]) -> list[int]:
+def pair(output_size: int | tuple[int, int]) -> list[int]:
     return [output_size, output_size] if isinstance(output_size, int) else list(output_size)
 
 
@@ -47,7 +47,8 @@ def selective_roi_align(
 
     Raises:
         RuntimeError: an argument does not fit: a shape, dtype or device, a batch or bank index out
-            of range, a RoI that is not finite. The message names it.
+            of range, a RoI that is not finite. The message names it. On CUDA, where looking at
+            values would wait for the device, the last three give NaN and no gradient instead.
     """
     return torch.ops.fsn_d2.selective_roi_align(
         [input],
@@ -55,7 +56,7 @@ def selective_roi_align(
         None,
         [bank_index],
         [],
-        _pair(output_size),
+        pair(output_size),
         [spatial_scale],
         sampling_ratio,
         "sum",

@@ -25,6 +25,7 @@ WORK = {
     "one map": partial(work.sub_region_bank, grid=1),
     "49 maps": partial(work.sub_region_bank, grid=7),
     "ratio": work.ratio_bank,
+    "max pooling": work.max_pooling,
     **{f"stage {merge}": partial(work.stage, merge=merge) for merge in work.MERGES},
 }
 
@@ -170,8 +171,8 @@ def test_rows_are_selected_by_whole_parts_of_their_names() -> None:
     assert len(set(names)) == len(names)
     assert {name.split("/")[0] for name in names} == set(rows.GROUPS)
     assert rows.select(every, []) == every
-    picked = [row.name for row in rows.select(every, ["stage/multiply", "ps/nchw/forward"])]
-    assert picked == ["ps/nchw/forward"] + [n for n in names if n.startswith("stage/multiply/")]
+    picked = [row.name for row in rows.select(every, ["stage/multiply", "ps/10/nchw/forward"])]
+    assert picked == ["ps/10/nchw/forward"] + [n for n in names if n.startswith("stage/multiply/")]
     with pytest.raises(ValueError, match="'stage/mul' fits no row; the groups are plain, ps"):
         rows.select(every, ["stage/mul"])
 
@@ -180,7 +181,7 @@ def test_the_axes_cover_what_they_promise() -> None:
     every = [row for row in rows.all_rows(Setting()) if isinstance(row, rows.Row)]
     settings = [row.setting for row in every]
     assert {s.rois for s in settings} == {100, 1000, 8000}
-    assert {s.channels for s in settings} == {16, 40, 128, 256}
+    assert {s.channels for s in settings} == {10, 16, 21, 40, 128, 256}
     assert {s.sampling_ratio for s in settings} == {0, 2}
     assert {s.threads for s in settings} == {1, 2}
     one_thread = rows.all_rows(Setting(threads=1))
