@@ -6,6 +6,8 @@ from detectron2.config import CfgNode
 
 from .data.config import add_data_config
 from .modeling.backbone.config import add_backbone_config
+from .modeling.meta_arch.config import add_fsaf_config
+from .modeling.roi_heads.config import add_light_head_config, add_rfcn_config
 
 
 def add_fsn_config(cfg: CfgNode) -> None:
@@ -46,5 +48,8 @@ def add_fsn_config(cfg: CfgNode) -> None:
     # "composed", and any other type: Detectron2's pooler for the feature, then bank by bank. The
     # results are equal; fused is several times faster (benchmarks/op.py).
     fsn.POOLING = "fused"
+    add_rfcn_config(cfg)
+    add_light_head_config(cfg)
+    add_fsaf_config(cfg)
     add_backbone_config(cfg)
     add_data_config(cfg)

@@ -60,6 +60,7 @@ SMALL = {
     "MODEL.FPN.OUT_CHANNELS": 32,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
     "MODEL.ROI_HEADS.NUM_CLASSES": 3,
+    "MODEL.RETINANET.NUM_CLASSES": 3,
     "MODEL.PIXEL_STD": [57.0, 57.0, 57.0],
 }
 
@@ -136,6 +137,11 @@ def tiny_opts() -> Callable[..., list[str]]:
     return opts
 
 
+def _num_classes(cfg: CfgNode) -> int:
+    two_stages = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    return cfg.MODEL["ROI_HEADS" if two_stages else "RETINANET"].NUM_CLASSES
+
+
 @pytest.fixture
 def tiny_args(
     tiny_opts: Callable[..., list[str]], coco_spec: Callable[..., str], tmp_path: Path
@@ -145,7 +151,7 @@ def tiny_args(
 
     def build(config: str, *flags: str, small: bool = False, **changes: object) -> Namespace:
         path = str(CONFIGS / config)
-        classes = 3 if small else load_config(path).MODEL.ROI_HEADS.NUM_CLASSES
+        classes = 3 if small else _num_classes(load_config(path))
         if classes not in specs:
             specs[classes] = coco_spec(classes, name=f"data{classes}")
         sets = {"DATASETS__TRAIN": (specs[classes],), "DATASETS__TEST": (specs[classes],)}

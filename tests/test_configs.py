@@ -28,6 +28,14 @@ FAST = {
     "fsn_VGG16_VOC.yaml",
     "faster_rcnn_Lite0_BCCD.yaml",
     "fsn_Lite0_digits.yaml",
+    "rfcn_R50.yaml",
+    "rfcn_Lite0_BCCD.yaml",
+    "lighthead_Lite0_digits.yaml",
+    "faster_rcnn_Lite0_BCCD_fast_roipool.yaml",
+    "retinanet_R50.yaml",
+    "fsaf_R50_joint.yaml",
+    "fsaf_R50_stride4.yaml",
+    "fsaf_Lite0_BCCD.yaml",
 }
 
 
@@ -81,6 +89,42 @@ def test_an_fsn_config_differs_from_its_counterpart_in_the_roi_heads_alone(name:
     allowed = {"MODEL.ROI_HEADS.NAME", "OUTPUT_DIR"}
     parts = ("MODEL.FSN.", "MODEL.ROI_BOX_HEAD.")
     assert not [key for key in different if key not in allowed and not key.startswith(parts)]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("fsaf_Lite0_")])
+def test_an_fsaf_config_for_the_cpu_differs_from_retinanet_in_its_mode_alone(name: str) -> None:
+    ours, theirs = merged(name), merged(name.replace("fsaf_", "retinanet_"))
+    different = {key for key in ours if ours[key] != theirs[key]}
+    assert different == {"MODEL.FSAF.MODE", "OUTPUT_DIR"}
+    assert theirs["MODEL.FSAF.MODE"] == "anchors"
+
+
+@pytest.mark.parametrize("backbone", ["R50", "R101", "X101"])
+def test_fsaf_differs_from_retinanet_and_joint_from_fsaf_in_one_key(backbone: str) -> None:
+    retinanet, fsaf, joint = (
+        merged(f"{name}.yaml")
+        for name in (f"retinanet_{backbone}", f"fsaf_{backbone}", f"fsaf_{backbone}_joint")
+    )
+    keys = {key for key in fsaf if fsaf[key] != retinanet[key]}
+    assert keys == {"MODEL.META_ARCHITECTURE"}
+    assert {key for key in fsaf if fsaf[key] != joint[key]} == {"MODEL.FSAF.MODE"}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "fast_roipool" in n])
+def test_a_fast_roipool_config_differs_from_detectron2s_roipool_in_the_heads_alone(
+    name: str,
+) -> None:
+    ours, theirs = merged(name), merged(name.replace("fast_roipool", "roipool"))
+    different = {key for key in ours if ours[key] != theirs[key]}
+    assert different - {"OUTPUT_DIR"} == {"MODEL.ROI_HEADS.NAME"}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("rfcn_", "lighthead_"))])
+def test_a_peers_config_names_its_heads_and_shares_one_box_among_the_classes(name: str) -> None:
+    values = merged(name)
+    heads = {"rfcn": "RFCNROIHeads", "lighthead": "LightHeadROIHeads"}[name.split("_")[0]]
+    assert values["MODEL.ROI_HEADS.NAME"] == heads
+    assert values["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"] is True
 
 
 def test_there_are_configs_to_test() -> None:

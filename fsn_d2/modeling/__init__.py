@@ -1,8 +1,27 @@
 """Models; importing this registers them with Detectron2."""
 
-from . import backbone, roi_heads  # noqa: F401
+from . import backbone, meta_arch, roi_heads  # noqa: F401
 from .attention_banks import AttentionBanks, SelectiveMaps
+from .bank_pooler import BankROIPooler
+from .large_separable_conv import LargeSeparableConv2d
 from .merges import build_merge
 from .poolers import SelectiveROIPooler
+from .position_sensitive import (
+    PositionSensitiveROIPooler,
+    VotingROIPooler,
+    bank_major,
+    class_major,
+)
 
-__all__ = ["AttentionBanks", "SelectiveMaps", "SelectiveROIPooler", "build_merge"]
+__all__ = [
+    "AttentionBanks",
+    "BankROIPooler",
+    "LargeSeparableConv2d",
+    "PositionSensitiveROIPooler",
+    "SelectiveMaps",
+    "SelectiveROIPooler",
+    "VotingROIPooler",
+    "bank_major",
+    "build_merge",
+    "class_major",
+]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
-from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 
 
-def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Build the pyramid that ``MODEL.FPN`` describes, p6 being a subsampled p5.
+def build_fpn(cfg: CfgNode, bottom_up: Backbone, *, retinanet: bool = False) -> FPN:
+    """Build the pyramid that ``MODEL.FPN`` describes.
 
     Args:
         cfg: ``MODEL.FPN.{IN_FEATURES, OUT_CHANNELS, NORM, FUSE_TYPE}`` are read.
         bottom_up: the backbone below.
+        retinanet: False: p6 is a subsampled p5; True: p6 and p7 are convolutions of res5, as in
+            Detectron2's RetinaNet.
 
     Raises:
         ValueError: ``MODEL.FPN.IN_FEATURES`` is empty or names a map the backbone lacks.
@@ -24,11 +26,15 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
             f"MODEL.FPN.IN_FEATURES is {list(in_features)}; expected contiguous names of {known}, "
             "from high to low resolution."
         )
+    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    top_block = LastLevelMaxPool()
+    if retinanet:
+        top_block = LastLevelP6P7(bottom_up.output_shape()["res5"].channels, out_channels)
     return FPN(
         bottom_up=bottom_up,
         in_features=in_features,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        out_channels=out_channels,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

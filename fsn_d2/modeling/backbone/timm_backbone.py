@@ -99,6 +99,12 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     return build_fpn(cfg, TimmBackbone(cfg, input_shape))
 
 
+@BACKBONE_REGISTRY.register()
+def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build the timm model of ``MODEL.TIMM`` under RetinaNet's pyramid, which ends in p6 and p7."""
+    return build_fpn(cfg, TimmBackbone(cfg, input_shape), retinanet=True)
+
+
 def _create_extractor(name: str, pretrained: str) -> nn.Module:
     timm = require_timm_model(name)
     if pretrained == "timm":
