@@ -15,6 +15,24 @@ from fsn_d2.layers import Source, merged_roi_align, selective_roi_pool
 BANK_POOLINGS = ("avg", "max", "align")
 
 
+def levels_of(pooler: ROIPooler, box_lists: list[Boxes]) -> Tensor | None:
+    """The level of every box by Detectron2's rule, int64 Tensor[K]; None where there is one level.
+
+    Args:
+        pooler: knows the pyramid.
+        box_lists: one Boxes per image, image coordinates in pixels; K boxes in all.
+    """
+    if pooler.min_level == pooler.max_level:
+        return None
+    return assign_boxes_to_levels(
+        box_lists,
+        pooler.min_level,
+        pooler.max_level,
+        pooler.canonical_box_size,
+        pooler.canonical_level,
+    )
+
+
 class BankROIPooler(ROIPooler):
     """Pools every bin of every RoI from the map of a bank that the bin's index names.
 
@@ -67,7 +85,7 @@ class BankROIPooler(ROIPooler):
         """
         banks = [level.unflatten(1, (self.num_maps, -1)) for level in x]
         rois = convert_boxes_to_pooler_format(box_lists)
-        levels = self._levels_of(box_lists) if len(self.scales) > 1 else None
+        levels = levels_of(self, box_lists)
         size = tuple(self.output_size)
         if self.pooling == "align":
             source = Source(banks, self.bank_index)
@@ -76,15 +94,6 @@ class BankROIPooler(ROIPooler):
             )
         return selective_roi_pool(
             banks, rois, self.bank_index, size, self.scales, mode=self.pooling, levels=levels
-        )
-
-    def _levels_of(self, box_lists: list[Boxes]) -> Tensor:
-        return assign_boxes_to_levels(
-            box_lists,
-            self.min_level,
-            self.max_level,
-            self.canonical_box_size,
-            self.canonical_level,
         )
 
     def extra_repr(self) -> str:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import torch
-from detectron2.modeling.poolers import (
-    ROIPooler,
-    assign_boxes_to_levels,
-    convert_boxes_to_pooler_format,
-)
+from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from fsn_d2.layers import Source, merged_roi_align
 
 from .attention_banks import SelectiveMaps
+from .bank_pooler import levels_of
 from .merges import Merge
 from .selection import nearest_ratio, sub_region_in_image, sub_region_in_roi
 
@@ -109,7 +106,7 @@ class SelectiveROIPooler(nn.Module):
         """
         rois = convert_boxes_to_pooler_format(box_lists)
         banks = self._banks(maps, rois)
-        levels = self._levels_of(box_lists) if len(self.scales) > 1 else None
+        levels = levels_of(self.roi_pooler, box_lists)
         if self.is_fused:
             roi_feature = Source([m.roi.unsqueeze(1) for m in maps], self._only_map(rois))
             merge = "sum" if self.merge is None else self.merge.pooled_as
@@ -131,16 +128,6 @@ class SelectiveROIPooler(nn.Module):
             levels = [m.aspect_ratio for m in maps if m.aspect_ratio is not None]
             banks.append(Source(levels, nearest_ratio(rois, self.ratios)))
         return banks
-
-    def _levels_of(self, box_lists: list[Boxes]) -> Tensor:
-        pooler = self.roi_pooler
-        return assign_boxes_to_levels(
-            box_lists,
-            pooler.min_level,
-            pooler.max_level,
-            pooler.canonical_box_size,
-            pooler.canonical_level,
-        )
 
     def _only_map(self, rois: Tensor) -> Tensor:
         return torch.zeros(1, 1, 1, dtype=torch.int64, device=rois.device)

@@ -14,7 +14,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import StandardROIHeads
 
 from ..bank_pooler import BankROIPooler
-from .position_sensitive_heads import box_levels
+from .box_levels import box_levels
 
 # MODEL.ROI_BOX_HEAD.POOLER_TYPE -> what it is called here.
 POOLINGS = {"ROIPool": "max", "ROIAlignV2": "align"}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..attention_banks import AttentionBanks, SelectiveMaps
 from ..merges import build_merge
 from ..poolers import SelectiveROIPooler
+from .box_levels import box_levels
 
 
 def build_selective_pooling(
@@ -27,13 +28,7 @@ def build_selective_pooling(
         ValueError: naming the key that does not fit.
     """
     fsn, box_head = cfg.MODEL.FSN, cfg.MODEL.ROI_BOX_HEAD
-    levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
-    widths = {level.channels for level in levels}
-    if len(widths) != 1:
-        raise ValueError(
-            "the levels of MODEL.ROI_HEADS.IN_FEATURES must have one number of channels, "
-            f"got {sorted(widths)}"
-        )
+    width, scales = box_levels(cfg, input_shape)
     grid = 0 if fsn.SUB_REGION == "none" else fsn.GRID
     num_banks = bool(grid) + bool(len(fsn.RATIOS))
     merge = None
@@ -43,7 +38,7 @@ def build_selective_pooling(
         )
     pooler = SelectiveROIPooler(
         output_size=box_head.POOLER_RESOLUTION,
-        scales=tuple(1.0 / level.stride for level in levels),
+        scales=scales,
         sampling_ratio=box_head.POOLER_SAMPLING_RATIO,
         pooler_type=box_head.POOLER_TYPE,
         sub_region=fsn.SUB_REGION,
@@ -53,7 +48,7 @@ def build_selective_pooling(
         pooling=fsn.POOLING,
     )
     banks = AttentionBanks(
-        widths.pop(),
+        width,
         fsn.CHANNELS,
         grid=grid,
         shift=fsn.SHIFT,

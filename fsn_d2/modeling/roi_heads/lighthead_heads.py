@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..large_separable_conv import LargeSeparableConv2d
 from ..position_sensitive import PositionSensitiveROIPooler
+from .box_levels import box_levels
 from .position_sensitive_heads import (
     PositionSensitiveROIHeads,
-    box_levels,
     require_pooling,
     require_positive,
 )

@@ -4,8 +4,7 @@ reads in the place of the backbone's features.
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.config import configurable
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor, nn
@@ -35,22 +34,6 @@ class PositionSensitiveROIHeads(StandardROIHeads):
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
         maps = {name: self.box_maps(features[name]) for name in self.box_in_features}
         return super()._forward_box(maps, proposals)
-
-
-def box_levels(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[int, tuple[float, ...]]:
-    """The width of MODEL.ROI_HEADS.IN_FEATURES, and 1 / stride of each.
-
-    Raises:
-        ValueError: the levels' widths differ.
-    """
-    levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
-    widths = {level.channels for level in levels}
-    if len(widths) != 1:
-        raise ValueError(
-            "the levels of MODEL.ROI_HEADS.IN_FEATURES must have one number of channels, "
-            f"got {sorted(widths)}"
-        )
-    return widths.pop(), tuple(1.0 / level.stride for level in levels)
 
 
 def require_pooling(key: str, pooling: str) -> None:

@@ -16,9 +16,9 @@ from fsn_d2.layers import start_convolution
 
 from ..hard_examples import hardest
 from ..position_sensitive import VotingROIPooler
+from .box_levels import box_levels
 from .position_sensitive_heads import (
     PositionSensitiveROIHeads,
-    box_levels,
     require_pooling,
     require_positive,
 )
