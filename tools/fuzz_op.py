@@ -1,4 +1,4 @@
-"""Calls the op with random arguments, good and bad, in a build with AddressSanitizer and
+"""Calls the ops with random arguments, good and bad, in a build with AddressSanitizer and
 UndefinedBehaviorSanitizer. Every call must return finite numbers of the right shape or refuse.
 
     python tools/fuzz_op.py --calls 200000
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "fsn_d2/layers/csrc/cpu/selective_roi_align.cpp"
+SOURCES = sorted((ROOT / "fsn_d2/layers/csrc/cpu").glob("*.cpp"))
 LIBRARY = ROOT / "build/sanitized/_C.so"
 MERGES = ("stack", "sum", "multiply", "multiply_relu")
+MODES = ("max", "avg")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # The ends of float32, what overflows on the way to a cell, and what is no number.
 EXTREMES = (0.0, -0.0, 1e-45, 1e9, -1e9, 1e30, -1e30, 3.4e38, -3.4e38, math.inf, math.nan)
@@ -38,7 +39,7 @@ def build() -> None:
         *["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
         *(f"-I{path}" for path in include_paths()),
-        str(SOURCE),
+        *map(str, SOURCES),
         "-o",
         str(LIBRARY),
         *(f"-L{path}" for path in library_paths()),
@@ -159,19 +160,37 @@ class Arguments:
             self.merge,
         )
 
+    def build_bins(self) -> tuple:
+        """For selective_roi_pool: the first source, with nothing merged or shifted."""
+        banks, rois, levels, indices, _, size, scales, ratio, _ = self.build()
+        mode = "min" if ratio < 0 else self.rng.choice(MODES)
+        return banks[: self.num_levels], rois, levels, indices[0], size, scales, mode
 
-def call(arguments: tuple) -> bool:
+
+def pool_forward(name: str, arguments: tuple) -> Tensor | None:
+    """None where the op refuses the arguments."""
+    try:
+        return getattr(torch.ops.fsn_d2, name)(*arguments)
+    except RuntimeError as error:
+        if not str(error).startswith(f"{name}: "):
+            raise
+        return None
+
+
+def check_gradients(grads: list[Tensor], inputs: list[Tensor]) -> None:
+    for grad, x in zip(grads, inputs, strict=True):
+        assert grad.shape == x.shape and bool(torch.isfinite(grad).all())
+
+
+def call_align(arguments: tuple) -> bool:
     """Forward, and backward where a bank asks for it. Returns whether the op took the arguments.
 
     Raises:
         AssertionError: a result of the wrong shape, or not finite.
     """
     inputs, rois, levels, indices, origins, size, scales, ratio, merge = arguments
-    try:
-        pooled = torch.ops.fsn_d2.selective_roi_align(*arguments)
-    except RuntimeError as error:
-        if not str(error).startswith("selective_roi_align: "):
-            raise
+    pooled = pool_forward("selective_roi_align", arguments)
+    if pooled is None:
         return False
     channels = inputs[0].shape[2] * (len(indices) if merge == "stack" else 1)
     assert pooled.shape == (len(rois), channels, *size), pooled.shape
@@ -183,9 +202,34 @@ def call(arguments: tuple) -> bool:
             torch.ones_like(pooled), kept, sizes, ratio % 2 == 0, False, rois, levels, indices,
             origins, scales, ratio, merge,
         )  # fmt: skip
-        for grad, x in zip(grads, inputs, strict=True):
-            assert grad.shape == x.shape and bool(torch.isfinite(grad).all())
+        check_gradients(grads, inputs)
     return True
+
+
+def call_pool(arguments: tuple) -> bool:
+    """As `call_align`, for the op's sibling."""
+    inputs, rois, levels, index, size, scales, mode = arguments
+    pooled = pool_forward("selective_roi_pool", arguments)
+    if pooled is None:
+        return False
+    assert pooled.shape == (len(rois), inputs[0].shape[2], *size), pooled.shape
+    assert bool(torch.isfinite(pooled).all()), "not finite"
+    if any(x.requires_grad for x in inputs):
+        kept = [x.detach() for x in inputs] if mode == "max" else []
+        sizes = [n for x in inputs for n in x.shape]
+        grads = torch.ops.fsn_d2.selective_roi_pool_backward(
+            torch.ones_like(pooled), kept, sizes, len(rois) % 2 == 0, False, rois, levels, index,
+            scales, mode,
+        )  # fmt: skip
+        check_gradients(grads, inputs)
+    return True
+
+
+def call(number: int, rng: random.Random) -> bool:
+    arguments = Arguments(rng)
+    if number % 2:
+        return call_pool(arguments.build_bins())
+    return call_align(arguments.build())
 
 
 def fuzz(calls: int, seed: int) -> None:
@@ -193,7 +237,7 @@ def fuzz(calls: int, seed: int) -> None:
     for number in range(calls):
         state = rng.getstate()
         try:
-            taken += call(Arguments(rng).build())
+            taken += call(number, rng)
         except BaseException:
             print(f"call {number} of seed {seed} failed; state {hash(state)}", flush=True)
             raise

@@ -57,11 +57,11 @@ class Windows(NamedTuple):
 
     Attributes:
         first: Tensor[K, P] int64, the first cell.
-        count: Tensor[K, P] int64, how many; 0 for a bin off the map.
+        counts: Tensor[K, P] int64, how many; 0 for a bin off the map.
     """
 
     first: Tensor
-    count: Tensor
+    counts: Tensor
 
 
 def _round(x: Tensor) -> Tensor:
@@ -95,12 +95,12 @@ class BinCells(NamedTuple):
     Attributes:
         row: Tensor[T] int64, a row of the table [N * H * W * B, C].
         bin: Tensor[T] int64, the bin that covers it, counted through all RoIs.
-        count: Tensor[bins] int64, how many each bin covers.
+        counts: Tensor[bins] int64, how many each bin covers.
     """
 
     row: Tensor
     bin: Tensor
-    count: Tensor
+    counts: Tensor
 
 
 def _cells_of_bins(size: Sequence[int], rois: Tensor, index: Tensor, scale: float) -> BinCells:
@@ -109,17 +109,17 @@ def _cells_of_bins(size: Sequence[int], rois: Tensor, index: Tensor, scale: floa
     x1, y1, x2, y2 = (rois[:, 1:] * scale).unbind(1)
     rows = _axis_windows(y1, y2, index.shape[1], height)
     columns = _axis_windows(x1, x2, index.shape[2], width)
-    count = (rows.count[:, :, None] * columns.count[:, None, :]).flatten()
-    bin, position = ragged_ranges(count)
+    counts = (rows.counts[:, :, None] * columns.counts[:, None, :]).flatten()
+    bin, position = ragged_ranges(counts)
 
     def of_bin(values: Tensor) -> Tensor:
         return values.expand(index.shape).flatten()[bin]
 
-    per_row = of_bin(columns.count[:, None, :])
+    per_row = of_bin(columns.counts[:, None, :])
     row = of_bin(rows.first[:, :, None]) + position // per_row
     column = of_bin(columns.first[:, None, :]) + position % per_row
     image = of_bin(rois[:, 0].long()[:, None, None])
-    return BinCells(((image * height + row) * width + column) * maps + of_bin(index), bin, count)
+    return BinCells(((image * height + row) * width + column) * maps + of_bin(index), bin, counts)
 
 
 def _rois_at_once(size: Sequence[int], rois: Tensor, index: Tensor, scale: float) -> int:
@@ -149,7 +149,7 @@ def _winners(table: Tensor, cells: BinCells) -> Tensor:
     """
     values = table[cells.row]
     values = torch.where(values > _LOWEST, values, _LOWEST)  # not a number: skipped
-    bins, entries = len(cells.count), len(cells.row)
+    bins, entries = len(cells.counts), len(cells.row)
     bin = cells.bin[:, None].expand_as(values)
     best = values.new_full((bins, values.shape[1]), _LOWEST).scatter_reduce(0, bin, values, "amax")
     wins = (values == best[cells.bin]) & (values > _LOWEST)
@@ -162,10 +162,10 @@ def _winners(table: Tensor, cells: BinCells) -> Tensor:
 def _pool_cells(table: Tensor, cells: BinCells, mode: str) -> Tensor:
     """Tensor[bins, C], differentiable in `table`."""
     if mode == "avg":
-        first = cells.count.cumsum(0) - cells.count
+        first = cells.counts.cumsum(0) - cells.counts
         return F.embedding_bag(cells.row, table, first, mode="mean")
     row = _winners(table.detach(), cells)
-    nothing = table.new_zeros(len(row)).masked_fill(cells.count > 0, _LOWEST)
+    nothing = table.new_zeros(len(row)).masked_fill(cells.counts > 0, _LOWEST)
     return torch.where(row >= 0, table.gather(0, row.clamp(min=0)), nothing[:, None])
 
 
@@ -173,10 +173,10 @@ def _pool_level(bank: Tensor, rois: Tensor, index: Tensor, scale: float, mode: s
     """Tensor[K, C, PH, PW] of one level, differentiable in `bank`."""
     check_values(OP, bank, rois, index, scale)
     channels, size = bank.shape[2], tuple(bank.shape)
+    if min(len(rois), bank.numel()) == 0:
+        return bank.new_zeros(len(rois), channels, *index.shape[1:]) + 0 * bank.sum()
     table = bank.permute(0, 3, 4, 1, 2).reshape(-1, channels).to(computed_in(bank.dtype))
     rois, index = rois.to(table.dtype), index.long()
-    if min(len(rois), table.numel()) == 0:
-        return bank.new_zeros(len(rois), channels, *index.shape[1:]) + 0 * bank.sum()
     pooled = [_pool_cells(table, cells, mode) for _, cells in _parts(size, rois, index, scale)]
     bins = torch.cat(pooled).view(len(rois), *index.shape[1:], channels)
     return bins.permute(0, 3, 1, 2).to(bank.dtype)
@@ -232,7 +232,7 @@ def _level_gradient(
         for part, cells in _parts(size, rois, index, scale):
             grads = grad_bins[part].reshape(-1, channels)
             if table is None:
-                share = (grads / cells.count.clamp(min=1)[:, None])[cells.bin]
+                share = (grads / cells.counts.clamp(min=1)[:, None])[cells.bin]
                 grad_table.index_add_(0, cells.row, share)
             else:
                 row = _winners(table, cells)

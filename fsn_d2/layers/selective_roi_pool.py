@@ -30,9 +30,10 @@ def selective_roi_pool(
     Rounding, as in `roi_pool`: an RoI covers the cells round(x1 * scale) to round(x2 * scale), both
     included, at least one; halves round away from zero. Of these w cells bin j of PW covers
     floor(j * w / PW) up to, not including, ceil((j + 1) * w / PW), clipped to the map, so that
-    neighbours can share a cell. torchvision's `ps_roi_pool` cuts other bins: from round(x1) * scale
-    to round(x2 + 1) * scale, which are not whole cells, at least 0.1 wide, and of these the cells
-    from floor to ceil. Its gradient is wrong for bins that reach past the last row or column.
+    neighbours can share a cell. torchvision's `ps_roi_pool` leaves out the cell that x2 rounds to
+    (w = round(x2 * scale) - round(x1 * scale), at least 1) and the last row and column of the map,
+    but its gradient reaches them: it is wrong for bins that do. R-FCN's own layer rounds pixels
+    before it scales them: from round(x1) * scale to round(x2 + 1) * scale, at least 0.1 cells.
 
     Args:
         input: Tensor[N, B, C, H, W], the banks of N images, or one such per level of a pyramid,
@@ -59,13 +60,12 @@ def selective_roi_pool(
             bank index out of range, a RoI that is not finite, an unknown mode. The message names
             it.
     """
-    one_level = isinstance(input, Tensor)
     return torch.ops.fsn_d2.selective_roi_pool(
-        [input] if one_level else list(input),
+        [input] if isinstance(input, Tensor) else list(input),
         rois,
         levels,
         bank_index,
         pair(output_size),
-        [spatial_scale] if one_level else list(spatial_scale),
+        [spatial_scale] if isinstance(spatial_scale, (int, float)) else list(spatial_scale),
         mode,
     )

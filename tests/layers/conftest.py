@@ -1,4 +1,4 @@
-"""Poolings of all kinds as arguments of the op, for the tests that compare its kernels."""
+"""Poolings of all kinds as arguments of the ops, for the tests that compare their kernels."""
 
 from __future__ import annotations
 
@@ -136,14 +136,81 @@ def assert_equal_up_to_rounding(actual: list[Tensor], expected: list[Tensor]) ->
         torch.testing.assert_close(a.cpu(), e, rtol=0, atol=TOLERANCE[e.dtype] * scale)
 
 
+class BinPooling(NamedTuple):
+    """The arguments of `torch.ops.fsn_d2.selective_roi_pool`."""
+
+    inputs: list[Tensor]
+    rois: Tensor
+    levels: Tensor | None
+    bank_index: Tensor
+    output_size: list[int]
+    spatial_scales: list[float]
+    mode: str
+
+    def to(self, device: torch.device | str) -> BinPooling:
+        return BinPooling(
+            [x.to(device) for x in self.inputs],
+            self.rois.to(device),
+            None if self.levels is None else self.levels.to(device),
+            self.bank_index.to(device),
+            *self[4:],
+        )
+
+
+def draw_bin_pooling(mode: str, **options: Any) -> BinPooling:
+    """A bank of 9 that is read by bin; options as of `draw_pooling`."""
+    drawn = draw_pooling("sum", shifted=False, **options)
+    levels = len(drawn.spatial_scales)
+    return BinPooling(
+        drawn.inputs[levels : 2 * levels],
+        drawn.rois,
+        drawn.levels,
+        drawn.bank_indices[1],
+        drawn.output_size,
+        drawn.spatial_scales,
+        mode,
+    )
+
+
+def pool_bins_and_back(
+    ops: Any,
+    pooling: BinPooling,
+    planes: bool = False,
+    deterministic: bool = False,
+    grad_output: Tensor | None = None,
+) -> list[Tensor]:
+    """The pooled features and the gradients of all inputs, by the kernels of `ops`."""
+    pooled = ops.selective_roi_pool(*pooling)
+    if grad_output is None:
+        generator = torch.Generator().manual_seed(pooled.numel())
+        grad_output = torch.randn(pooled.shape, generator=generator).to(pooled)
+    inputs, rois, levels, index, _, *rest = pooling
+    sizes = [n for x in inputs for n in x.shape]
+    kept = inputs if pooling.mode == "max" else []
+    grads = ops.selective_roi_pool_backward(
+        grad_output, kept, sizes, planes, deterministic, rois, levels, index, *rest
+    )
+    for grad in grads:
+        assert grad.is_contiguous() if planes else grad.permute(0, 3, 4, 1, 2).is_contiguous()
+    return [pooled, *grads]
+
+
 class Comparison(NamedTuple):
     """What a test module of a device needs; modules cannot import one another."""
 
     draw: Callable[..., Pooling]
     run: Callable[..., list[Tensor]]
+    draw_bins: Callable[..., BinPooling]
+    run_bins: Callable[..., list[Tensor]]
     check: Callable[[list[Tensor], list[Tensor]], None]
 
 
 @pytest.fixture(scope="session")
 def comparison() -> Comparison:
-    return Comparison(draw_pooling, pool_and_back, assert_equal_up_to_rounding)
+    return Comparison(
+        draw_pooling,
+        pool_and_back,
+        draw_bin_pooling,
+        pool_bins_and_back,
+        assert_equal_up_to_rounding,
+    )

@@ -1,4 +1,4 @@
-// The CUDA op on the host: the functors of csrc/cuda run with threads of the host in place of a
+// The CUDA ops on the host: the functors of csrc/cuda run with threads of the host in place of a
 // block's, on CPU tensors, as the library fsn_d2_on_host. test_cuda_on_host.py compiles and uses
 // it.
 
@@ -10,7 +10,9 @@
 #include <thread>
 #include <vector>
 
+#include "../schemas.h"
 #include "op.h"
+#include "pool_op.h"
 
 namespace fsn_d2 {
 
@@ -112,14 +114,9 @@ extern "C" __attribute__((visibility("default"))) void set_threads_per_block(int
 }
 
 STABLE_TORCH_LIBRARY(fsn_d2_on_host, library) {
-  library.def(
-      "selective_roi_align(Tensor[] inputs, Tensor rois, Tensor? levels, Tensor[] bank_indices, "
-      "int[] origins, SymInt[] output_size, float[] spatial_scales, int sampling_ratio, str merge) "
-      "-> Tensor");
-  library.def(
-      "selective_roi_align_backward(Tensor grad_output, Tensor[] inputs, SymInt[] input_sizes, "
-      "bool planes, bool deterministic, Tensor rois, Tensor? levels, Tensor[] bank_indices, "
-      "int[] origins, float[] spatial_scales, int sampling_ratio, str merge) -> Tensor[]");
+  for (const char* schema : fsn_d2::kSchemas) {
+    library.def(schema);
+  }
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fsn_d2_on_host, CPU, library) {
@@ -127,4 +124,7 @@ STABLE_TORCH_LIBRARY_IMPL(fsn_d2_on_host, CPU, library) {
   library.impl(
       "selective_roi_align_backward",
       TORCH_BOX(&fsn_d2::selective_roi_align_backward<fsn_d2::Host>));
+  library.impl("selective_roi_pool", TORCH_BOX(&fsn_d2::selective_roi_pool<fsn_d2::Host>));
+  library.impl(
+      "selective_roi_pool_backward", TORCH_BOX(&fsn_d2::selective_roi_pool_backward<fsn_d2::Host>));
 }

@@ -22,8 +22,9 @@ pytestmark = [
 
 def test_the_library_holds_the_kernels() -> None:
     """Else the tests below would compare plain PyTorch with the CPU."""
-    for name in ("selective_roi_align", "selective_roi_align_backward"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fsn_d2::{name}", "CUDA")
+    for op in ("selective_roi_align", "selective_roi_pool"):
+        for name in (op, f"{op}_backward"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fsn_d2::{name}", "CUDA")
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
@@ -167,3 +168,52 @@ def test_no_rois_and_no_channels(comparison: Any) -> None:
     assert pooled.shape == (0, 8, 2, 2)
     pooled.sum().backward()
     assert bank.grad is not None and bank.grad.count_nonzero() == 0
+
+
+# --- selective_roi_pool ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("mode", ["max", "avg"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="cells"),
+        pytest.param({"cells": False, "channels": 33}, id="planes"),
+        pytest.param({"channels": 40, "bins": (7, 7), "count": 1000}, id="as in Fast R-CNN"),
+        pytest.param({"channels": 256, "bins": (14, 14)}, id="tiles of bins and channels"),
+    ],
+)
+def test_bins_equal_the_cpu(
+    options: dict[str, Any], mode: str, dtype: torch.dtype, deterministic: bool, comparison: Any
+) -> None:
+    pooling = comparison.draw_bins(mode, dtype=dtype, **options)
+    planes = not options.get("cells", True)
+    actual = comparison.run_bins(OPS, pooling.to("cuda"), planes, deterministic)
+    comparison.check(actual, comparison.run_bins(OPS, pooling, planes))
+
+
+@pytest.mark.parametrize("mode", ["max", "avg"])
+def test_the_deterministic_gradient_of_bins_is_the_same_in_every_run(
+    mode: str, comparison: Any
+) -> None:
+    pooling = comparison.draw_bins(mode, num_levels=1, channels=40, count=800).to("cuda")
+    first = comparison.run_bins(OPS, pooling, deterministic=True)
+    for _ in range(9):
+        again = comparison.run_bins(OPS, pooling, deterministic=True)
+        assert all(map(torch.equal, again, first))
+
+
+@pytest.mark.parametrize("mode", ["max", "avg"])
+def test_bins_out_of_range_give_nan(mode: str, comparison: Any) -> None:
+    pooling = comparison.draw_bins(mode, count=24).to("cuda")
+    rois, levels = pooling.rois.clone(), pooling.levels.clone()
+    rois[0, 0], rois[1, 0], rois[2, 3], levels[3] = -1, 2, torch.nan, 3
+    index = pooling.bank_index.repeat(24, 1, 1)
+    index[4] = 9
+    bad = pooling._replace(rois=rois, levels=levels, bank_index=index)
+    for deterministic in (False, True):
+        pooled, *grads = comparison.run_bins(OPS, bad, deterministic=deterministic)
+        assert pooled[:5].isnan().all() and not pooled[5:].isnan().any()
+        assert all(grad.isfinite().all() for grad in grads)

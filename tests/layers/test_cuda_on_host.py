@@ -158,3 +158,80 @@ def test_unfit_arguments_raise_as_on_the_cpu(library: ctypes.CDLL, comparison: A
                 ops.selective_roi_align(*arguments)
             messages.append(str(error.value).split("\n")[0].split(":")[1:3])
         assert messages[0] == messages[1]
+
+
+# --- selective_roi_pool ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["max", "avg"])
+def test_bins_equal_the_cpu(
+    host: Any, mode: str, dtype: torch.dtype, deterministic: bool, comparison: Any
+) -> None:
+    pooling = comparison.draw_bins(mode, dtype=dtype, count=36)
+    actual = comparison.run_bins(host, pooling, deterministic=deterministic)
+    comparison.check(actual, comparison.run_bins(CPU, pooling))
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
+@pytest.mark.parametrize("mode", ["max", "avg"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"cells": False, "channels": 33}, id="planes"),
+        pytest.param({"channels": 5}, id="narrow reads"),
+        pytest.param({"bins": (1, 40), "channels": 2}, id="tiles of one row of bins"),
+        pytest.param({"bins": (18, 3), "channels": 2}, id="tiles of several rows of bins"),
+        pytest.param({"channels": 600, "num_levels": 1}, id="tiles of channels"),
+        pytest.param({"num_levels": 1}, id="one level"),
+        pytest.param({"dtype": torch.float16}, id="half"),
+        pytest.param({"dtype": torch.bfloat16}, id="bfloat16"),
+    ],
+)
+def test_bins_equal_the_cpu_in_every_form(
+    library: ctypes.CDLL, options: dict[str, Any], mode: str, deterministic: bool, comparison: Any
+) -> None:
+    pooling = comparison.draw_bins(mode, count=24, **options)
+    planes = not options.get("cells", True)
+    actual = comparison.run_bins(torch.ops.fsn_d2_on_host, pooling, planes, deterministic)
+    comparison.check(actual, comparison.run_bins(CPU, pooling, planes))
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
+@pytest.mark.parametrize("mode", ["max", "avg"])
+def test_bins_out_of_range_give_nan_and_no_gradient(
+    library: ctypes.CDLL, mode: str, deterministic: bool, comparison: Any
+) -> None:
+    host = torch.ops.fsn_d2_on_host
+    pooling = comparison.draw_bins(mode, count=24)
+    bad_rois, bad_levels = pooling.rois.clone(), pooling.levels.clone()
+    bad_rois[0, 0], bad_rois[1, 0], bad_rois[2, 0] = -1, 2, torch.nan
+    bad_rois[3, 1] = torch.inf
+    bad_levels[4], bad_levels[5] = -1, 3
+    index = pooling.bank_index.repeat(24, 1, 1)
+    index[6], index[7] = 9, -1
+    bad = pooling._replace(rois=bad_rois, levels=bad_levels, bank_index=index)
+    grad_output = torch.randn(24, 8, 3, 4, generator=torch.Generator().manual_seed(0))
+    pooled, *grads = comparison.run_bins(host, bad, False, deterministic, grad_output)
+
+    good = pooling._replace(rois=bad_rois[8:], levels=bad_levels[8:], bank_index=pooling.bank_index)
+    expected = comparison.run_bins(CPU, good, False, deterministic, grad_output[8:])
+    assert pooled[:8].isnan().all()
+    comparison.check([pooled[8:], *grads], expected)
+
+
+def test_unfit_arguments_of_bins_raise_as_on_the_cpu(library: ctypes.CDLL, comparison: Any) -> None:
+    pooling = comparison.draw_bins("max")
+    for arguments in (
+        pooling._replace(mode="min"),
+        pooling._replace(levels=None),
+        pooling._replace(output_size=[2]),
+        pooling._replace(bank_index=torch.zeros(7)),
+    ):
+        messages = []
+        for ops in (torch.ops.fsn_d2_on_host, CPU):
+            with pytest.raises(RuntimeError) as error:
+                ops.selective_roi_pool(*arguments)
+            messages.append(str(error.value).split("\n")[0].split(":")[1:3])
+        assert messages[0] == messages[1]

@@ -1,5 +1,6 @@
 // The arguments of selective_roi_align, checked and in the form that every device's kernels use.
-// fsn_d2/layers/selective_roi_align.py documents them; reference.py says the same in PyTorch.
+// fsn_d2/layers/selective_roi_align.py documents them; reference.py says the same in PyTorch. Those
+// of selective_roi_pool are a part of them (pool_arguments.h).
 
 #pragma once
 
@@ -25,11 +26,14 @@ using torch::stable::Tensor;
 
 constexpr int64_t kMaxSamplingRatio = 1024;
 
+// The op that this thread runs; errors begin with it.
+inline thread_local const char* running_op = "fsn_d2";
+
 template <typename... Parts>
 void require(bool condition, const Parts&... parts) {
   if (!condition) {
     std::ostringstream message;
-    message << "selective_roi_align: ";
+    message << running_op << ": ";
     ((message << parts), ...);
     throw std::runtime_error(message.str());
   }
@@ -366,7 +370,7 @@ inline void require_sizes(
     const std::vector<Tensor>& inputs, const std::vector<BankSize>& expected) {
   require(
       inputs.size() == expected.size(),
-      "the gradient of a product needs every input, got ",
+      "this gradient needs every input, got ",
       inputs.size(),
       " of ",
       expected.size());
@@ -377,6 +381,15 @@ inline void require_sizes(
   for (size_t i = 0; i < sizes.size(); ++i) {
     require(as_tuple(sizes[i]) == as_tuple(expected[i]), "input ", i, " must have its input_sizes");
   }
+}
+
+// For a gradient that reads the inputs.
+inline void require_inputs(
+    const std::vector<Tensor>& inputs, const Pooling& pooling, const Tensor& grad_output) {
+  require_sizes(inputs, pooling.banks);
+  require(
+      inputs[0].scalar_type() == grad_output.scalar_type(),
+      "input must have the dtype of grad_output");
 }
 
 // The same from what the backward is given. Only a product's gradient reads the inputs.
@@ -403,10 +416,7 @@ inline Pooling describe_backward(
       ", got ",
       shape_of(grad_output));
   if (multiplies(pooling.merge)) {
-    require_sizes(inputs, pooling.banks);
-    require(
-        inputs[0].scalar_type() == grad_output.scalar_type(),
-        "input must have the dtype of grad_output");
+    require_inputs(inputs, pooling, grad_output);
   }
   return pooling;
 }

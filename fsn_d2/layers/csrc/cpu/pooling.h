@@ -1,84 +1,19 @@
-// Forward: what is done for one RoI, and in what order for many.
+// Forward: what is done for one RoI.
 
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "../arguments.h"
+#include "bank_views.h"
 #include "roi_geometry.h"
-#include "transpose.h"
+#include "roi_table.h"
+#include "roi_values.h"
 #include "vectors.h"
 
 namespace fsn_d2 {
-
-// A bank in memory: the channels of a cell side by side, everything else anywhere.
-template <typename value_t>
-struct BankView {
-  value_t* data;
-  int64_t image_stride, row_stride, column_stride;
-  std::vector<int64_t> map_offset;  // where the sampled extent of each map starts
-};
-
-// Which map of a source each bin of each RoI reads.
-struct MapIndex {
-  const int64_t* values;
-  std::array<int64_t, 3> strides;
-
-  int64_t at(int64_t roi, int64_t bin_row, int64_t bin_column) const {
-    return values[roi * strides[0] + bin_row * strides[1] + bin_column * strides[2]];
-  }
-};
-
-// Everything that the kernels read apart from the banks' values.
-template <typename scalar_t>
-struct RoiTable {
-  const Pooling& pooling;
-  const scalar_t* rois;
-  const int64_t* levels;       // null: all on level 0
-  std::vector<MapIndex> maps;  // per source
-  std::vector<int64_t> order;  // RoIs in the order in which they are visited
-};
-
-// The bits of a byte with a gap after each.
-inline uint64_t spread_bits(uint64_t byte) {
-  byte = (byte | (byte << 4)) & 0x0F0F;
-  byte = (byte | (byte << 2)) & 0x3333;
-  return (byte | (byte << 1)) & 0x5555;
-}
-
-// RoIs by level and image, and then along a Z-order curve through their centres: proposals come by
-// score, and what one RoI has brought into the cache is used by its neighbours.
-template <typename scalar_t>
-std::vector<int64_t> spatial_order(const RoiTable<scalar_t>& table) {
-  const Pooling& pooling = table.pooling;
-  std::vector<uint64_t> keys(pooling.rois);  // map, place on the curve, RoI
-  for (int64_t k = 0; k < pooling.rois; ++k) {
-    const scalar_t* roi = table.rois + k * 5;
-    const int64_t number = table.levels ? table.levels[k] : 0;
-    const Level& level = pooling.levels[number];
-    const auto place = [&](scalar_t low, scalar_t high, int64_t cells) {
-      const double center = 0.5 * (static_cast<double>(low) + static_cast<double>(high));
-      const double part = center * level.scale / static_cast<double>(std::max<int64_t>(cells, 1));
-      return spread_bits(static_cast<uint64_t>(std::clamp(part * 256.0, 0.0, 255.0)));
-    };
-    const auto map = static_cast<uint64_t>(number * pooling.images + static_cast<int64_t>(roi[0]));
-    const uint64_t curve =
-        place(roi[2], roi[4], level.height) << 1 | place(roi[1], roi[3], level.width);
-    keys[k] = map << 48 | curve << 32 | static_cast<uint64_t>(k);
-  }
-  std::sort(keys.begin(), keys.end());
-  std::vector<int64_t> order(keys.size());
-  for (size_t i = 0; i < keys.size(); ++i) {
-    order[i] = static_cast<int64_t>(keys[i] & 0xFFFFFFFF);
-  }
-  return order;
-}
 
 // One RoI placed on its level: the weights of its bins along both axes.
 template <typename scalar_t>
@@ -215,55 +150,6 @@ FSN_D2_INLINE void multiply_bins(const Pooling& pooling, scalar_t* bins) {
     }
   }
 }
-
-// RoI k between bins [PH * PW, slots * C] and a contiguous tensor [K, output channels, PH, PW] of
-// any floating type. A pointer to it, so that the kernels need not be compiled for every type.
-template <typename scalar_t>
-using WriteRoi = void (*)(const Pooling& pooling, const scalar_t* bins, int64_t k, void* output);
-template <typename scalar_t>
-using ReadRoi = void (*)(const Pooling& pooling, const void* input, int64_t k, scalar_t* bins);
-
-template <typename scalar_t, typename output_t>
-void write_roi(const Pooling& pooling, const scalar_t* bins, int64_t k, void* output) {
-  const int64_t channels = pooling.output_channels();
-  transpose(
-      bins,
-      pooling.slots() * pooling.channels,
-      1,
-      pooling.bins(),
-      channels,
-      static_cast<output_t*>(output) + k * channels * pooling.bins(),
-      pooling.bins());
-}
-
-template <typename scalar_t, typename input_t>
-void read_roi(const Pooling& pooling, const void* input, int64_t k, scalar_t* bins) {
-  const int64_t channels = pooling.output_channels();
-  transpose(
-      static_cast<const input_t*>(input) + k * channels * pooling.bins(),
-      pooling.bins(),
-      1,
-      channels,
-      pooling.bins(),
-      bins,
-      pooling.slots() * pooling.channels);
-}
-
-// Where pooled RoIs go.
-template <typename scalar_t>
-struct RoiWriter {
-  WriteRoi<scalar_t> write;
-  void* output;
-  int64_t bytes;  // of a RoI
-
-  // Fetches the memory that RoI k will be written to, while it is pooled.
-  FSN_D2_INLINE void prefetch(int64_t k) const {
-    const char* start = static_cast<const char*>(output) + k * bytes;
-    for (int64_t byte = 0; byte < bytes; byte += 64) {
-      __builtin_prefetch(start + byte, 1);
-    }
-  }
-};
 
 // RoIs [begin, end) of the order: pooled, merged and written.
 struct PoolRois {

@@ -103,4 +103,49 @@ FSN_D2_INLINE void for_each_panel(int64_t channel, int64_t channels, const Visit
   }
 }
 
+// Whole vectors of one width over [channel, channels), the last of them moved back so that it ends
+// there: its first channels can be in two vectors.
+template <typename scalar_t, int kLanes, typename Visit>
+FSN_D2_INLINE void cover_with_one_panel(int64_t channel, int64_t channels, const Visit& visit) {
+  const int64_t last = channels - kLanes - channel;
+  switch ((channels - channel + kLanes - 1) / kLanes) {
+    case 8:
+      return visit(Panel<scalar_t, kLanes, 8>{}, channel, last);
+    case 7:
+      return visit(Panel<scalar_t, kLanes, 7>{}, channel, last);
+    case 6:
+      return visit(Panel<scalar_t, kLanes, 6>{}, channel, last);
+    case 5:
+      return visit(Panel<scalar_t, kLanes, 5>{}, channel, last);
+    case 4:
+      return visit(Panel<scalar_t, kLanes, 4>{}, channel, last);
+    case 3:
+      return visit(Panel<scalar_t, kLanes, 3>{}, channel, last);
+    case 2:
+      return visit(Panel<scalar_t, kLanes, 2>{}, channel, last);
+    case 1:
+      return visit(Panel<scalar_t, kLanes, 1>{}, channel, last);
+    default:
+      return;
+  }
+}
+
+// Covers [0, channels) with panels of whole vectors and calls visit(panel, first channel, place of
+// the panel's last vector) for each; its other vectors lie side by side. Some channels are visited
+// twice: for results that are written, not added to, and few vectors for every number of channels.
+template <typename scalar_t, int kLanes, typename Visit>
+FSN_D2_INLINE void for_each_covering_panel(int64_t channels, const Visit& visit) {
+  if constexpr (kLanes > 1) {
+    if (channels < kLanes) {
+      return for_each_covering_panel<scalar_t, kLanes / 2>(channels, visit);
+    }
+  }
+  constexpr int kMost = 8;
+  int64_t channel = 0;
+  for (; channels - channel > kMost * kLanes; channel += kMost * kLanes) {
+    visit(Panel<scalar_t, kLanes, kMost>{}, channel, int64_t{(kMost - 1) * kLanes});
+  }
+  cover_with_one_panel<scalar_t, kLanes>(channel, channels, visit);
+}
+
 }  // namespace fsn_d2

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "areas.h"
 #include "pooling.h"
 
 namespace fsn_d2 {
@@ -85,27 +86,6 @@ struct ScatterGradients {
   }
 };
 
-// Cells of one level and image, and a range of channels.
-struct Area {
-  int64_t image;
-  int32_t level;
-  int32_t first_row, first_column, first_channel;
-  int32_t rows, columns, channels;
-
-  FSN_D2_DEVICE int cells() const {
-    return rows * columns;
-  }
-};
-
-constexpr int kAreaRows = 8;
-constexpr int kAreaColumns = 8;
-constexpr int kAreaChannels = 64;
-
-template <typename integer_t>
-FSN_D2_HOST_AND_DEVICE integer_t parts_of(integer_t size, integer_t part) {
-  return (size + part - 1) / part;
-}
-
 // A block owns an area of cells and walks over the RoIs in order. Nobody else writes there and
 // every cell adds its terms in one order, so the result is the same in every run, at no memory.
 template <typename scalar_t>
@@ -115,13 +95,6 @@ struct GatherGradients {
   const Bank* grad_banks;
   const scalar_t* grad_slots;
 
-  // How many tasks one level makes.
-  FSN_D2_HOST_AND_DEVICE static int64_t tasks_of(
-      int64_t images, int64_t channels, const Level& level) {
-    return images * parts_of<int64_t>(level.height, kAreaRows) *
-        parts_of<int64_t>(level.width, kAreaColumns) * parts_of<int64_t>(channels, kAreaChannels);
-  }
-
   static int64_t shared_bytes(const Tiling& tiling) {
     return kRoiBytes<scalar_t> + weight_bytes(tiling) + kThreads;
   }
@@ -130,7 +103,7 @@ struct GatherGradients {
   FSN_D2_DEVICE void operator()(const Block& block, int64_t tasks, char* shared) const {
     char* touches = shared + kRoiBytes<scalar_t> + weight_bytes(tiling);
     for (int64_t task = block.number(); task < tasks; task += block.blocks()) {
-      const Area area = area_of(task);
+      const Area area = area_of(problem, task);
       for (int64_t first = 0; first < problem.rois; first += block.threads()) {
         const int64_t mine = first + block.thread();
         touches[block.thread()] = mine < problem.rois && may_touch(problem.place(mine), area);
@@ -150,30 +123,6 @@ struct GatherGradients {
  private:
   FSN_D2_HOST_AND_DEVICE static int64_t weight_bytes(const Tiling& tiling) {
     return (kAreaRows * tiling.rows + kAreaColumns * tiling.columns) * sizeof(scalar_t);
-  }
-
-  FSN_D2_DEVICE Area area_of(int64_t task) const {
-    Area area{};
-    while (task >= tasks_of(problem.images, problem.channels, problem.levels[area.level])) {
-      task -= tasks_of(problem.images, problem.channels, problem.levels[area.level]);
-      ++area.level;
-    }
-    const Level& level = problem.levels[area.level];
-    const auto height = static_cast<int32_t>(level.height);
-    const auto width = static_cast<int32_t>(level.width);
-    const int32_t channel_parts = parts_of(problem.channels, kAreaChannels);
-    const int32_t column_parts = parts_of(width, kAreaColumns);
-    const int32_t row_parts = parts_of(height, kAreaRows);
-    area.first_channel = static_cast<int32_t>(task % channel_parts) * kAreaChannels;
-    task /= channel_parts;
-    area.first_column = static_cast<int32_t>(task % column_parts) * kAreaColumns;
-    task /= column_parts;
-    area.first_row = static_cast<int32_t>(task % row_parts) * kAreaRows;
-    area.image = task / row_parts;
-    area.rows = std::min(int{kAreaRows}, height - area.first_row);
-    area.columns = std::min(int{kAreaColumns}, width - area.first_column);
-    area.channels = std::min(int{kAreaChannels}, problem.channels - area.first_channel);
-    return area;
   }
 
   FSN_D2_DEVICE bool may_touch(const PlacedRoi<scalar_t>& roi, const Area& area) const {

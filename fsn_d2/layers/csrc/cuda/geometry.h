@@ -8,14 +8,12 @@
 #include <cstdint>
 #include <limits>
 
+#include "../device.h"
+
 #if defined(__CUDACC__)
-#define FSN_D2_DEVICE __device__ __forceinline__
-#define FSN_D2_HOST_AND_DEVICE __host__ __device__ __forceinline__
 #define FSN_D2_UNROLL _Pragma("unroll")
 #define FSN_D2_UNROLL_4 _Pragma("unroll 4")
 #else  // tests compile the same code for the host
-#define FSN_D2_DEVICE inline
-#define FSN_D2_HOST_AND_DEVICE inline
 #define FSN_D2_UNROLL
 #define FSN_D2_UNROLL_4
 #endif

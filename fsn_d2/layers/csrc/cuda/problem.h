@@ -14,6 +14,11 @@ namespace fsn_d2 {
 
 constexpr int kThreads = 256;  // per block, at most
 
+template <typename integer_t>
+FSN_D2_HOST_AND_DEVICE integer_t parts_of(integer_t size, integer_t part) {
+  return (size + part - 1) / part;
+}
+
 // One source at one level in memory: the channels of a cell side by side, the rest anywhere.
 struct Bank {
   void* data;
@@ -43,6 +48,13 @@ struct PlacedRoi {
   int32_t level;
   Axis<scalar_t> rows, columns;
   scalar_t share;  // 1 / number of samples in a bin
+};
+
+// The map of a RoI.
+struct RoiPlace {
+  bool valid;  // false: a batch index or a level out of range, or a number that is not finite
+  int64_t image;
+  int32_t level;
 };
 
 // Sources [first, end).
@@ -86,17 +98,24 @@ struct Problem {
     return {slot, multiplies && slot == 0 ? 1 : sources};
   }
 
+  FSN_D2_DEVICE RoiPlace locate(int64_t number) const {
+    const scalar_t* roi = roi_table + number * 5;
+    const int64_t level = roi_levels ? roi_levels[number] : 0;
+    const bool valid = roi[0] >= 0 && roi[0] < static_cast<scalar_t>(images) && level >= 0 &&
+        level < num_levels && std::isfinite(roi[1]) && std::isfinite(roi[2]) &&
+        std::isfinite(roi[3]) && std::isfinite(roi[4]);
+    return {valid, valid ? static_cast<int64_t>(roi[0]) : 0, static_cast<int32_t>(level)};
+  }
+
   FSN_D2_DEVICE PlacedRoi<scalar_t> place(int64_t number) const {
     PlacedRoi<scalar_t> placed{};
     const scalar_t* roi = roi_table + number * 5;
-    const int64_t level_number = roi_levels ? roi_levels[number] : 0;
-    placed.valid = roi[0] >= 0 && roi[0] < static_cast<scalar_t>(images) && level_number >= 0 &&
-        level_number < num_levels && std::isfinite(roi[1]) && std::isfinite(roi[2]) &&
-        std::isfinite(roi[3]) && std::isfinite(roi[4]);
+    const RoiPlace map = locate(number);
+    placed.valid = map.valid;
     if (!placed.valid) {
       return placed;
     }
-    const Level& level = levels[level_number];
+    const Level& level = levels[map.level];
     const auto scale = static_cast<scalar_t>(level.scale);
     // Half a pixel back: cell (0, 0) has its centre at (0.5, 0.5) in continuous coordinates.
     const scalar_t x1 = roi[1] * scale - scalar_t(0.5);
@@ -104,8 +123,8 @@ struct Problem {
     const scalar_t x2 = roi[3] * scale - scalar_t(0.5);
     const scalar_t y2 = roi[4] * scale - scalar_t(0.5);
     placed.number = number;
-    placed.image = static_cast<int64_t>(roi[0]);
-    placed.level = static_cast<int32_t>(level_number);
+    placed.image = map.image;
+    placed.level = map.level;
     placed.rows = Axis<scalar_t>::place(
         y1, y2 - y1, bin_rows, sampling_ratio, static_cast<int32_t>(level.height));
     placed.columns = Axis<scalar_t>::place(
