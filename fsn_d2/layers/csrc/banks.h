@@ -68,6 +68,13 @@ inline BankStrides cell_strides(const BankSize& size) {
   return {size.height * size.width * cell, size.channels, 1, size.width * cell, cell};
 }
 
+// Strides of cells map by map, [N, B, H, W, C], without gaps: what a bin reads lies closer
+// together.
+inline BankStrides map_strides(const BankSize& size) {
+  const int64_t map = size.height * size.width * size.channels;
+  return {size.maps * map, map, 1, size.width * size.channels, size.channels};
+}
+
 // Strides of [N, B, C, H, W] without gaps.
 inline BankStrides plane_strides(const BankSize& size) {
   const int64_t plane = size.height * size.width;
@@ -85,10 +92,12 @@ inline Tensor cells_to_bank(const Tensor& cells) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// One gradient per input, added up in cells [N, H, W, B, C] of the type that is computed with.
+// One gradient per input, added up in cells of the type that is computed with: [N, H, W, B, C], or
+// map by map where they become planes.
 class GradientBanks {
  public:
-  GradientBanks(const Tensor& like, const Pooling& pooling) : pooling_(pooling), like_(like) {
+  GradientBanks(const Tensor& like, const Pooling& pooling, bool planes)
+      : pooling_(pooling), like_(like), planes_(planes) {
     const ScalarType type =
         like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     for (const BankSize& size : pooling.banks) {
@@ -102,16 +111,20 @@ class GradientBanks {
     return cells_;
   }
 
+  BankStrides strides(size_t i) const {
+    return planes_ ? map_strides(pooling_.banks[i]) : cell_strides(pooling_.banks[i]);
+  }
+
   // The gradients [N, B, C, H, W] in the type of `like`, in the layout of planes or of cells.
   // copy(size, from, from_strides, to, to_strides) changes layout and type. Frees each bank's cells
   // as soon as its planes are written.
   template <typename Copy>
-  std::vector<Tensor> finish(bool planes, const Copy& copy) {
+  std::vector<Tensor> finish(const Copy& copy) {
     std::vector<Tensor> gradients;
     for (size_t i = 0; i < cells_.size(); ++i) {
       gradients.push_back(
-          planes ? to_planes(cells_[i], pooling_.banks[i], copy)
-                 : cells_to_bank(torch::stable::to(cells_[i], like_.scalar_type())));
+          planes_ ? to_planes(cells_[i], pooling_.banks[i], copy)
+                  : cells_to_bank(torch::stable::to(cells_[i], like_.scalar_type())));
       cells_[i] = Tensor();
     }
     return gradients;
@@ -128,7 +141,7 @@ class GradientBanks {
       copy(
           size,
           data_of<scalar_t>(cells),
-          cell_strides(size),
+          map_strides(size),
           writable_data_of<value_t>(planes),
           plane_strides(size));
     });
@@ -137,6 +150,7 @@ class GradientBanks {
 
   const Pooling& pooling_;
   const Tensor& like_;
+  const bool planes_;
   std::vector<Tensor> cells_;
 };
 

@@ -58,9 +58,9 @@ class ReadableBanks {
       auto* target = static_cast<scalar_t*>(cells.mutable_data_ptr());
       for_float_type(input.scalar_type(), [&](auto zero) {
         copy_bank(
-            size, data_of<decltype(zero)>(input), strides_of(input), target, cell_strides(size));
+            size, data_of<decltype(zero)>(input), strides_of(input), target, map_strides(size));
       });
-      views.push_back(view<const scalar_t>(target, cell_strides(size), origins));
+      views.push_back(view<const scalar_t>(target, map_strides(size), origins));
       copies_.push_back(std::move(cells));
     }
   }
@@ -81,7 +81,7 @@ std::vector<BankView<scalar_t>> views_of(const GradientBanks& gradients, const P
   for (size_t i = 0; i < gradients.cells().size(); ++i) {
     views.push_back(view(
         writable_data_of<scalar_t>(gradients.cells()[i]),
-        cell_strides(pooling.banks[i]),
+        gradients.strides(i),
         pooling.origins[i / pooling.levels.size()]));
   }
   return views;

@@ -126,39 +126,59 @@ struct PrepareBinGradients {
   }
 };
 
-// Adds a panel of channels of every bin of a mean to rows [first_row, last_row) of the map.
-template <typename panel_t, typename scalar_t>
-FSN_D2_INLINE void scatter_means(
+// Maxima of bins of at most so many cells per lane of a vector are added by vectors to all of their
+// cells, 0 where they do not belong: in small bins that is faster than cell by cell.
+constexpr int64_t kCellsPerLane = 4;
+
+// Adds a panel of channels of every bin to rows [first_row, last_row) of the map: of a mean all of
+// its cells, of a maximum the one that it comes from, in bins of at most `most_cells`.
+template <Mode kMode, typename panel_t, typename scalar_t>
+FSN_D2_INLINE void scatter_panel(
     const Pooling& pooling,
     const BinGradient<scalar_t>& gradient,
     const BankView<scalar_t>& bank,
     const MapIndex& maps,
     int64_t first_row,
     int64_t last_row,
-    int64_t channel) {
+    int64_t channel,
+    int64_t most_cells) {
   using vector_t = typename panel_t::vector_t;
+  using numbers_t = Lanes<CellNumber<scalar_t>, panel_t::lanes>;
+  constexpr int kCount = panel_t::count;
   const BinnedRoi<scalar_t>& roi = gradient.roi;
+  const int64_t width = pooling.levels[roi.level].width;
   scalar_t* image = bank.data + roi.image * bank.image_stride + channel;
   for (int64_t i = 0; i < pooling.bin_rows; ++i) {
     const int64_t top = std::max(roi.rows[i].first, first_row);
     const int64_t bottom = std::min(roi.rows[i].end, last_row);
-    const scalar_t* bin =
-        gradient.bins.data() + i * pooling.bin_columns * pooling.channels + channel;
-    for (int64_t j = 0; top < bottom && j < pooling.bin_columns; ++j, bin += pooling.channels) {
+    for (int64_t j = 0; top < bottom && j < pooling.bin_columns; ++j) {
       const CellRange columns = roi.columns[j];
+      if (kMode == Mode::kMax && roi.rows[i].count() * columns.count() > most_cells) {
+        continue;
+      }
+      const int64_t bin = (i * pooling.bin_columns + j) * pooling.channels + channel;
       scalar_t* map = image + bank.map_offset[maps.at(roi.number, i, j)];
-      vector_t gradients[panel_t::count];
-      FSN_D2_UNROLL for (int p = 0; p < panel_t::count; ++p) {
-        load(bin + p * panel_t::lanes, gradients[p]);
+      vector_t gradients[kCount];
+      numbers_t winners[kCount];
+      FSN_D2_UNROLL for (int p = 0; p < kCount; ++p) {
+        load(gradient.bins.data() + bin + p * panel_t::lanes, gradients[p]);
+        if constexpr (kMode == Mode::kMax) {
+          load(gradient.winners.data() + bin + p * panel_t::lanes, winners[p]);
+        }
       }
       for (int64_t row = top; row < bottom; ++row) {
         scalar_t* line = map + row * bank.row_stride;
         for (int64_t column = columns.first; column < columns.end; ++column) {
           scalar_t* cell = line + column * bank.column_stride;
-          FSN_D2_UNROLL for (int p = 0; p < panel_t::count; ++p) {
+          const auto number = static_cast<CellNumber<scalar_t>>(row * width + column);
+          FSN_D2_UNROLL for (int p = 0; p < kCount; ++p) {
             vector_t values;
             load(cell + p * panel_t::lanes, values);
-            values += gradients[p];
+            if constexpr (kMode == Mode::kMax) {
+              values += winners[p] == numbers_t{} + number ? gradients[p] : vector_t{};
+            } else {
+              values += gradients[p];
+            }
             store(values, cell + p * panel_t::lanes);
           }
         }
@@ -167,15 +187,17 @@ FSN_D2_INLINE void scatter_means(
   }
 }
 
-// Adds the gradients of maxima to the cells of rows [first_row, last_row) of the map.
+// Adds the gradients of maxima to the cells of rows [first_row, last_row) of the map, one by one,
+// in bins of more than `most_cells`.
 template <typename scalar_t>
-FSN_D2_INLINE void scatter_maxima(
+FSN_D2_INLINE void scatter_large_maxima(
     const Pooling& pooling,
     const BinGradient<scalar_t>& gradient,
     const BankView<scalar_t>& bank,
     const MapIndex& maps,
     int64_t first_row,
-    int64_t last_row) {
+    int64_t last_row,
+    int64_t most_cells) {
   const BinnedRoi<scalar_t>& roi = gradient.roi;
   const int64_t width = pooling.levels[roi.level].width;
   const int64_t first = first_row * width;
@@ -185,9 +207,12 @@ FSN_D2_INLINE void scatter_maxima(
       continue;
     }
     for (int64_t j = 0; j < pooling.bin_columns; ++j) {
-      const int64_t start = (i * pooling.bin_columns + j) * pooling.channels;
-      const scalar_t* grads = gradient.bins.data() + start;
-      const auto* winners = gradient.winners.data() + start;
+      if (roi.rows[i].count() * roi.columns[j].count() <= most_cells) {
+        continue;
+      }
+      const int64_t bin = (i * pooling.bin_columns + j) * pooling.channels;
+      const scalar_t* grads = gradient.bins.data() + bin;
+      const auto* winners = gradient.winners.data() + bin;
       scalar_t* cells =
           bank.data + roi.image * bank.image_stride + bank.map_offset[maps.at(roi.number, i, j)];
       for (int64_t c = 0; c < pooling.channels; ++c) {
@@ -223,14 +248,31 @@ struct ScatterBinGradients {
         continue;
       }
       if (mode == Mode::kMax) {
-        scatter_maxima(pooling, chunk[n], bank, table.maps[0], first_row, last_row);
-        continue;
+        add<kBytes, Mode::kMax>(pooling, chunk[n], bank, table.maps[0], first_row, last_row);
+      } else {
+        add<kBytes, Mode::kAvg>(pooling, chunk[n], bank, table.maps[0], first_row, last_row);
       }
-      for_each_panel<scalar_t, kBytes / sizeof(scalar_t)>(
-          0, pooling.channels, [&](auto panel, int64_t channel) FSN_D2_INLINE_LAMBDA {
-            scatter_means<decltype(panel)>(
-                pooling, chunk[n], bank, table.maps[0], first_row, last_row, channel);
-          });
+    }
+  }
+
+ private:
+  template <int kBytes, Mode kMode, typename scalar_t>
+  FSN_D2_INLINE static void add(
+      const Pooling& pooling,
+      const BinGradient<scalar_t>& gradient,
+      const BankView<scalar_t>& bank,
+      const MapIndex& maps,
+      int64_t first_row,
+      int64_t last_row) {
+    constexpr int kLanes = kBytes / sizeof(scalar_t);
+    constexpr int64_t kMostCells = kCellsPerLane * kLanes;
+    for_each_panel<scalar_t, kLanes>(
+        0, pooling.channels, [&](auto panel, int64_t channel) FSN_D2_INLINE_LAMBDA {
+          scatter_panel<kMode, decltype(panel)>(
+              pooling, gradient, bank, maps, first_row, last_row, channel, kMostCells);
+        });
+    if constexpr (kMode == Mode::kMax) {
+      scatter_large_maxima(pooling, gradient, bank, maps, first_row, last_row, kMostCells);
     }
   }
 };

@@ -104,7 +104,7 @@ std::vector<Tensor> selective_roi_align_backward(
   const Pooling pooling = describe_backward(grad_output, inputs, input_sizes, request);
   require_type_of_rois(rois);
   require_same_device(request, inputs, grad_output);
-  GradientBanks gradients(grad_output, pooling);
+  GradientBanks gradients(grad_output, pooling, planes);
   const Tensor grad = torch::stable::contiguous(grad_output);
   for_compute_type(grad_output.scalar_type(), [&](auto compute) {
     using scalar_t = decltype(compute);
@@ -118,7 +118,7 @@ std::vector<Tensor> selective_roi_align_backward(
         grad.const_data_ptr(),
         views_of<scalar_t>(gradients, pooling));
   });
-  return gradients.finish(planes, [](const auto&... arguments) { copy_bank(arguments...); });
+  return gradients.finish([](const auto&... arguments) { copy_bank(arguments...); });
 }
 
 }  // namespace

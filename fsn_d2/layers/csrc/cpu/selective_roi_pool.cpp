@@ -135,7 +135,7 @@ std::vector<Tensor> selective_roi_pool_backward(
   if (mode == Mode::kAvg) {
     inputs.clear();  // not read
   }
-  GradientBanks gradients(grad_output, pooling);
+  GradientBanks gradients(grad_output, pooling, planes);
   const Tensor grad = torch::stable::contiguous(grad_output);
   for_compute_type(grad_output.scalar_type(), [&](auto compute) {
     using scalar_t = decltype(compute);
@@ -149,7 +149,7 @@ std::vector<Tensor> selective_roi_pool_backward(
         grad.const_data_ptr(),
         views_of<scalar_t>(gradients, pooling));
   });
-  return gradients.finish(planes, [](const auto&... arguments) { copy_bank(arguments...); });
+  return gradients.finish([](const auto&... arguments) { copy_bank(arguments...); });
 }
 
 }  // namespace

@@ -163,13 +163,12 @@ std::vector<Tensor> selective_roi_align_backward(
     inputs.clear();
   }
   const Machine machine(grad_output);
-  GradientBanks gradients(grad_output, pooling);
+  GradientBanks gradients(grad_output, pooling, planes);
   for_float_type(grad_output.scalar_type(), [&](auto zero) {
     pool_backward<decltype(zero)>(
         machine, grad_output, inputs, deterministic, request, pooling, gradients);
   });
-  return gradients.finish(
-      planes, [&](const auto&... arguments) { copy_bank(machine, arguments...); });
+  return gradients.finish([&](const auto&... arguments) { copy_bank(machine, arguments...); });
 }
 
 }  // namespace fsn_d2

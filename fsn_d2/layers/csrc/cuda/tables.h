@@ -89,8 +89,8 @@ class ReadableBanks {
       const Tensor cells = torch::stable::new_empty(input, {size.numel()});
       auto* target = writable_data_of<value_t>(cells);
       copy_bank(
-          machine, size, data_of<value_t>(input), strides_of(input), target, cell_strides(size));
-      memory.push_back({target, cell_strides(size)});
+          machine, size, data_of<value_t>(input), strides_of(input), target, map_strides(size));
+      memory.push_back({target, map_strides(size)});
       copies_.push_back(cells);
     }
   }
@@ -258,7 +258,7 @@ int64_t shared_for_features(const Tiling& tiling, int64_t slots) {
 inline std::vector<BankMemory> memory_of(const GradientBanks& gradients, const Pooling& pooling) {
   std::vector<BankMemory> memory;
   for (size_t i = 0; i < gradients.cells().size(); ++i) {
-    memory.push_back({gradients.cells()[i].mutable_data_ptr(), cell_strides(pooling.banks[i])});
+    memory.push_back({gradients.cells()[i].mutable_data_ptr(), gradients.strides(i)});
   }
   return memory;
 }
