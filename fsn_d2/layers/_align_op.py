@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._library import Op, empty_gradients, in_fives, reads_planes, register
+from ._library import Op, fake_backward, in_fives, reads_planes, register
 from .merged_reference import (
     Request,
     check_request,
@@ -62,17 +62,6 @@ def _fake_forward(
     check_request([x.shape for x in inputs], output_size, request)
     channels = request.output_channels(inputs[0].shape[2])
     return inputs[0].new_empty(rois.shape[0], channels, *output_size)
-
-
-def _fake_backward(
-    grad_output: Tensor,
-    inputs: Sequence[Tensor],
-    input_sizes: Sequence[int],
-    planes: bool,
-    deterministic: bool,
-    *request,
-) -> list[Tensor]:
-    return empty_gradients(grad_output, input_sizes, planes)
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -164,7 +153,7 @@ register(
         forward=_forward,
         backward=_backward,
         fake_forward=_fake_forward,
-        fake_backward=_fake_backward,
+        fake_backward=fake_backward,
         setup_context=_setup_context,
         gradient=_autograd_backward,
         setup_backward_context=_setup_backward_context,

@@ -132,7 +132,14 @@ def in_fives(input_sizes: Sequence[int]) -> list[Sequence[int]]:
     return [input_sizes[i : i + 5] for i in range(0, len(input_sizes), 5)]
 
 
-def empty_gradients(grad_output: Tensor, input_sizes: Sequence[int], planes: bool) -> list[Tensor]:
+def fake_backward(
+    grad_output: Tensor,
+    inputs: Sequence[Tensor],
+    input_sizes: Sequence[int],
+    planes: bool,
+    deterministic: bool,
+    *request,
+) -> list[Tensor]:
     """The gradients of banks, uninitialised: contiguous (`planes`), else cells [N, H, W, B, C]."""
     grads = []
     for n, b, c, h, w in in_fives(input_sizes):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._library import Op, empty_gradients, in_fives, reads_planes, register
+from ._library import Op, fake_backward, in_fives, reads_planes, register
 from .pool_reference import (
     PoolRequest,
     selective_roi_pool_backward_reference,
@@ -56,17 +56,6 @@ def _fake_forward(
     request = PoolRequest(rois, levels, bank_index, spatial_scales, mode)
     request.check([x.shape for x in inputs], output_size)
     return inputs[0].new_empty(rois.shape[0], inputs[0].shape[2], *output_size)
-
-
-def _fake_backward(
-    grad_output: Tensor,
-    inputs: Sequence[Tensor],
-    input_sizes: Sequence[int],
-    planes: bool,
-    deterministic: bool,
-    *request,
-) -> list[Tensor]:
-    return empty_gradients(grad_output, input_sizes, planes)
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -126,7 +115,7 @@ register(
         forward=_forward,
         backward=_backward,
         fake_forward=_fake_forward,
-        fake_backward=_fake_backward,
+        fake_backward=fake_backward,
         setup_context=_setup_context,
         gradient=_gradient,
         setup_backward_context=_setup_backward_context,
