@@ -6,7 +6,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
@@ -65,20 +65,24 @@ def make_proposals(boxes: list[Boxes]) -> list[Instances]:
 
 
 def make_targets(boxes: list[Boxes]) -> list[Instances]:
-    """The first three boxes of each image are objects, each with a mask that fills it."""
+    """The first three boxes of each image are objects, each with a mask that fills it and keypoints
+    in its centre.
+    """
     targets = []
     for image_boxes in boxes:
         objects = image_boxes[:3]
+        points = torch.cat([objects.get_centers(), torch.full((len(objects), 1), 2.0)], dim=1)
         masks = torch.zeros(len(objects), *SIZE, dtype=torch.bool)
         for mask, (x1, y1, x2, y2) in zip(masks, objects.tensor.long().tolist(), strict=True):
             mask[y1 : y2 + 1, x1 : x2 + 1] = True
         target = Instances(SIZE, gt_boxes=objects, gt_classes=torch.arange(3)[: len(objects)])
         target.gt_masks = BitMasks(masks)
+        target.gt_keypoints = Keypoints(points[:, None].repeat(1, 17, 1))
         targets.append(target)
     return targets
 
 
-def _images() -> ImageList:
+def make_images() -> ImageList:
     return ImageList(torch.zeros(2, 3, *SIZE), [SIZE, SIZE])
 
 
@@ -88,12 +92,12 @@ def losses_of(
     targets = make_targets(boxes if objects is None else objects)
     torch.manual_seed(2)  # of the sampling of proposals
     with EventStorage():
-        return heads.train()(_images(), features, make_proposals(boxes), targets)[1]
+        return heads.train()(make_images(), features, make_proposals(boxes), targets)[1]
 
 
 @torch.no_grad()
 def detections_of(heads: nn.Module, features: dict, boxes: list[Boxes]) -> list[Instances]:
-    return heads.eval()(_images(), features, make_proposals(boxes))[0]
+    return heads.eval()(make_images(), features, make_proposals(boxes))[0]
 
 
 def check_it_trains(heads: nn.Module, features: dict, boxes: list[Boxes]) -> None:

@@ -14,7 +14,6 @@ from fsn_d2.export import compare_export, export_torchscript
 from .small_heads import (
     ONE_MAP,
     PYRAMID,
-    SIZE,
     build,
     check_it_trains,
     detections_of,
@@ -24,11 +23,6 @@ from .small_heads import (
 )
 
 TYPES = pytest.mark.parametrize("pooler_type", ["ROIPool", "ROIAlignV2"])
-
-
-@pytest.fixture
-def boxes(random_boxes) -> list[Boxes]:
-    return [random_boxes(20, *SIZE, least=8, seed=i) for i in range(2)]
 
 
 @TYPES

@@ -7,15 +7,22 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Keypoints
-from detectron2.utils.events import EventStorage
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from fsn_d2 import add_fsn_config
 
-SIZE = (128, 160)  # height, width of each of two images
-LEVELS = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
-PYRAMID_CHANNELS, C4_CHANNELS = 16, 64
+from .small_heads import (
+    CHANNELS,
+    PYRAMID,
+    SIZE,
+    detections_of,
+    losses_of,
+    make_images,
+    make_proposals,
+)
+
+C4_CHANNELS = 64
 ORIGINALS = {
     "FSNROIHeads": "StandardROIHeads",
     "FSNCascadeROIHeads": "CascadeROIHeads",
@@ -31,7 +38,7 @@ def head_cfg(name: str, **changes) -> CfgNode:
     values = {
         "MODEL.DEVICE": "cpu",
         "MODEL.ROI_HEADS.NAME": name,
-        "MODEL.ROI_HEADS.IN_FEATURES": ["res4"] if c4 else list(LEVELS),
+        "MODEL.ROI_HEADS.IN_FEATURES": ["res4"] if c4 else list(PYRAMID),
         "MODEL.ROI_HEADS.NUM_CLASSES": 3,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
@@ -59,7 +66,7 @@ def build(cfg: CfgNode) -> nn.Module:
     if "Res5" in cfg.MODEL.ROI_HEADS.NAME:
         shapes = {"res4": ShapeSpec(channels=C4_CHANNELS, stride=16)}
     else:
-        shapes = {n: ShapeSpec(channels=PYRAMID_CHANNELS, stride=s) for n, s in LEVELS.items()}
+        shapes = {n: ShapeSpec(channels=CHANNELS, stride=s) for n, s in PYRAMID.items()}
     return build_roi_heads(cfg, shapes)
 
 
@@ -68,56 +75,9 @@ def make_features(cfg: CfgNode) -> dict[str, Tensor]:
     if "Res5" in cfg.MODEL.ROI_HEADS.NAME:
         return {"res4": torch.randn(2, C4_CHANNELS, SIZE[0] // 16, SIZE[1] // 16)}
     return {
-        name: torch.randn(2, PYRAMID_CHANNELS, SIZE[0] // stride, SIZE[1] // stride)
-        for name, stride in LEVELS.items()
+        name: torch.randn(2, CHANNELS, SIZE[0] // stride, SIZE[1] // stride)
+        for name, stride in PYRAMID.items()
     }
-
-
-def make_images() -> ImageList:
-    return ImageList(torch.zeros(2, 3, *SIZE), [SIZE, SIZE])
-
-
-def make_proposals(boxes: list[Boxes]) -> list[Instances]:
-    return [
-        Instances(SIZE, proposal_boxes=b, objectness_logits=torch.linspace(2, -2, len(b)))
-        for b in boxes
-    ]
-
-
-def make_targets(boxes: list[Boxes]) -> list[Instances]:
-    """The first boxes of each image are objects, with masks and one keypoint in their centre."""
-    targets = []
-    for image_boxes in boxes:
-        objects = image_boxes[:3]
-        centers = objects.get_centers()
-        points = torch.cat([centers, torch.full((len(objects), 1), 2.0)], dim=1)
-        masks = torch.zeros(len(objects), *SIZE, dtype=torch.bool)
-        for mask, (x1, y1, x2, y2) in zip(masks, objects.tensor.long().tolist(), strict=True):
-            mask[y1 : y2 + 1, x1 : x2 + 1] = True
-        target = Instances(SIZE, gt_boxes=objects, gt_classes=torch.arange(3)[: len(objects)])
-        target.gt_masks = BitMasks(masks)
-        target.gt_keypoints = Keypoints(points[:, None].repeat(1, 17, 1))
-        targets.append(target)
-    return targets
-
-
-@pytest.fixture
-def boxes(random_boxes) -> list[Boxes]:
-    return [random_boxes(20, *SIZE, least=8, seed=i) for i in range(2)]
-
-
-def losses_of(
-    heads: nn.Module, features: dict, boxes: list[Boxes], objects: list[Boxes] | None = None
-) -> dict[str, Tensor]:
-    targets = make_targets(boxes if objects is None else objects)
-    torch.manual_seed(2)  # of the sampling of proposals
-    with EventStorage():
-        return heads.train()(make_images(), features, make_proposals(boxes), targets)[1]
-
-
-@torch.no_grad()
-def detections_of(heads: nn.Module, features: dict, boxes: list[Boxes]) -> list[Instances]:
-    return heads.eval()(make_images(), features, make_proposals(boxes))[0]
 
 
 # ---------------------------------------------------------------------------- equal to Detectron2
@@ -134,7 +94,7 @@ def set_to_identity(conv: nn.Conv2d) -> None:
 def test_without_banks_and_with_an_identity_as_reduction_they_are_detectron2s_heads(
     name: str, mask: bool, boxes: list[Boxes]
 ) -> None:
-    width = C4_CHANNELS if "Res5" in name else PYRAMID_CHANNELS
+    width = C4_CHANNELS if "Res5" in name else CHANNELS
     plain_cfg = head_cfg(ORIGINALS[name], MODEL__MASK_ON=mask)
     changes = {"FSN__SUB_REGION": "none", "FSN__RATIOS": [], "FSN__CHANNELS": width}
     cfg = head_cfg(name, MODEL__MASK_ON=mask, **{f"MODEL__{k}": v for k, v in changes.items()})
@@ -311,6 +271,6 @@ def test_a_wrong_value_is_refused_with_its_key(
 
 
 def test_levels_of_different_widths_are_refused() -> None:
-    shapes = {n: ShapeSpec(channels=8 + s, stride=s) for n, s in LEVELS.items()}
+    shapes = {n: ShapeSpec(channels=8 + s, stride=s) for n, s in PYRAMID.items()}
     with pytest.raises(ValueError, match=r"MODEL\.ROI_HEADS\.IN_FEATURES"):
         build_roi_heads(head_cfg("FSNROIHeads"), shapes)

@@ -19,7 +19,6 @@ from .small_heads import (
     NOTHING,
     ONE_MAP,
     PYRAMID,
-    SIZE,
     build,
     check_detections,
     check_it_trains,
@@ -31,11 +30,6 @@ from .small_heads import (
 
 NAME = "LightHeadROIHeads"
 BOTH = pytest.mark.parametrize("levels", [ONE_MAP, PYRAMID], ids=["one map", "pyramid"])
-
-
-@pytest.fixture
-def boxes(random_boxes) -> list[Boxes]:
-    return [random_boxes(20, *SIZE, least=8, seed=i) for i in range(2)]
 
 
 def test_the_sizes_are_the_papers() -> None:

@@ -39,11 +39,6 @@ BOTH = pytest.mark.parametrize("levels", [ONE_MAP, PYRAMID], ids=["one map", "py
 POOLINGS = pytest.mark.parametrize("pooling", ["avg", "max", "align"])
 
 
-@pytest.fixture
-def boxes(random_boxes) -> list[Boxes]:
-    return [random_boxes(20, *SIZE, least=8, seed=i) for i in range(2)]
-
-
 @torch.no_grad()
 def predictions_of(heads: nn.Module, features: dict, boxes: list[Boxes]) -> tuple[Tensor, Tensor]:
     maps = [heads.box_maps(features[name]) for name in heads.box_in_features]
