@@ -56,12 +56,9 @@ class Request(NamedTuple):
         return channels * len(self.bank_indices) if self.merge == "stack" else channels
 
     def check(self, condition: bool, message: str) -> None:
-        _check(condition, message, self.op)
-
-
-def _check(condition: bool, message: str, op: str = "selective_roi_align") -> None:
-    if not condition:
-        raise RuntimeError(f"{op}: {message}")
+        """Raises RuntimeError with the op's name and `message` unless the condition holds."""
+        if not condition:
+            raise RuntimeError(f"{self.op}: {message}")
 
 
 def check_request(
@@ -125,17 +122,19 @@ def _origins(
     return origins
 
 
-def _extent(bank: Tensor, origins: list[tuple[int, int]] | None, size: Sequence[int]) -> Tensor:
+def _extent(
+    request: Request, bank: Tensor, origins: list[tuple[int, int]] | None, size: Sequence[int]
+) -> Tensor:
     """The sampled extent of every map: Tensor[N, B, C, *size[3:]]."""
     if origins is None:
-        _check(
+        request.check(
             tuple(bank.shape[3:]) == tuple(size[3:]),
             f"input must be {list(size[3:])} cells like the first source, got {list(bank.shape)}",
         )
         return bank
     height, width = size[3:]
     for row, column in origins:
-        _check(
+        request.check(
             row >= 0
             and column >= 0
             and row + height <= bank.shape[3]
@@ -174,7 +173,7 @@ def _pool_slots(inputs: Sequence[Tensor], output_size: list[int], request: Reque
     """Per slot, Tensor[K, C, PH, PW] in the dtype that is computed with."""
     sizes = [tuple(x.shape) for x in inputs]
     check_request(sizes, output_size, request)
-    _check(
+    request.check(
         all(x.dtype == inputs[0].dtype for x in inputs),
         "input must have one dtype in every source and level",
     )
@@ -189,7 +188,7 @@ def _pool_slots(inputs: Sequence[Tensor], output_size: list[int], request: Reque
         pooled = torch.cat(
             [
                 selective_roi_align_reference(
-                    _extent(bank, origins, sizes[level]).to(computed_in(bank.dtype)),
+                    _extent(request, bank, origins, sizes[level]).to(computed_in(bank.dtype)),
                     request.rois[here[level]],
                     index[here[level]],
                     output_size,
