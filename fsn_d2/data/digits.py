@@ -3,8 +3,9 @@
 scikit-learn ships 1797 scans of handwritten digits (8 x 8, from the UCI optical recognition set)
 and two photographs inside its wheel, so the data set needs no download. Each image is a crop of a
 photograph with 3 to 8 digits written on it, stretched between 1:3 and 3:1, some of them
-overlapping. Train and test share neither a scan nor a part of a photograph. On disk it is an
-ordinary COCO data set.
+overlapping. Train and test share neither a scan nor a part of a photograph. To choose settings
+without looking at test there are fit and val, which divide the scans of train between them and lie
+on its parts of the photographs. On disk each is an ordinary COCO data set.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from numpy.random import Generator
 
 CLASSES = [str(digit) for digit in range(10)]
 SPLITS = ("train", "test")
+TUNING_SPLITS = ("fit", "val")
 IMAGE_WIDTH, IMAGE_HEIGHT = 320, 240  # pixels
 
-# Scans [0, 1400) train, the others test; every photograph is cut at 60 % of its width.
-FIRST_TEST_SCAN = 1400
+# Scans [0, 1400) train, of which [0, 1120) fit and the rest val; the others test. Every photograph
+# is cut at 60 % of its width.
+FIRST_VAL_SCAN, FIRST_TEST_SCAN = 1120, 1400
 TRAIN_FRACTION_OF_PHOTO = 0.6
 
 DIGITS_PER_IMAGE = (3, 8)  # both included
@@ -92,7 +95,12 @@ class Digit:
 
 
 def build_digits(
-    root: Path, *, num_train: int = 800, num_test: int = 200, seed: int = 0
+    root: Path,
+    *,
+    num_train: int = 800,
+    num_test: int = 200,
+    seed: int = 0,
+    splits: tuple[str, str] = SPLITS,
 ) -> dict[str, tuple[Path, Path]]:
     """Write the digits data set below ``root`` unless it is there already.
 
@@ -106,9 +114,10 @@ def build_digits(
         num_train: number of training images, at least 1.
         num_test: number of test images, at least 1.
         seed: 0 or more.
+        splits: what to train on and what to test on: SPLITS or TUNING_SPLITS.
 
     Returns:
-        For "train" and "test", the path of the COCO json and of the image folder.
+        For each of the two splits, the path of the COCO json and of the image folder.
 
     Raises:
         ImportError: the set has to be written and scikit-learn is not installed.
@@ -119,22 +128,23 @@ def build_digits(
     _check_at_least("num_test", num_test, 1)
     _check_at_least("seed", seed, 0)
     root = Path(root).expanduser()
-    counts = {"train": num_train, "test": num_test}
+    counts = dict(zip(splits, (num_train, num_test), strict=True))
     manifest = {"recipe": _RECIPE, "seed": seed, **counts}
-    if not _is_complete(root, manifest):
+    if not _is_complete(root, splits, manifest):
         root.mkdir(parents=True, exist_ok=True)
         with file_lock(str(root / _MANIFEST)):  # several processes may ask at once
-            if not _is_complete(root, manifest):
+            if not _is_complete(root, splits, manifest):
                 _build(root, counts, manifest)
-    return _paths(root)
+    return _paths(root, splits)
 
 
 def register_digits(root: Path | None = None) -> None:
-    """Register "digits_train" and "digits_test" with Detectron2; nothing is written yet.
+    """Register "digits_train", "_test", "_fit" and "_val" with Detectron2; nothing is written yet.
 
-    The data set is built, with the default arguments of ``build_digits``, when one of the two is
-    first loaded. Build it by hand before making a ``COCOEvaluator`` ahead of the data loader.
-    Registering again is harmless; another ``root`` moves the registration there.
+    The two that go together are built, with the default arguments of ``build_digits``, when one of
+    them is first loaded; fit and val in the folder "tuning" below ``root``. Build them by hand
+    before making a ``COCOEvaluator`` ahead of the data loader. Registering again is harmless;
+    another ``root`` moves the registration there.
 
     Args:
         root: folder of the data set; default ``$DETECTRON2_DATASETS/digits``, or
@@ -143,11 +153,14 @@ def register_digits(root: Path | None = None) -> None:
     if root is None:
         root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "digits"
     root = Path(root).expanduser()
-    for split, (json_file, image_root) in _paths(root).items():
-        _register(f"digits_{split}", root, json_file, image_root)
+    for folder, splits in ((root, SPLITS), (root / "tuning", TUNING_SPLITS)):
+        for split in splits:
+            _register(split, folder, splits)
 
 
-def _register(name: str, root: Path, json_file: Path, image_root: Path) -> None:
+def _register(split: str, root: Path, splits: tuple[str, str]) -> None:
+    name = f"digits_{split}"
+    json_file, image_root = _paths(root, splits)[split]
     if name in DatasetCatalog.list():
         if MetadataCatalog.get(name).get("json_file") == str(json_file):
             return
@@ -155,7 +168,7 @@ def _register(name: str, root: Path, json_file: Path, image_root: Path) -> None:
         MetadataCatalog.remove(name)
 
     def load() -> list[dict[str, Any]]:
-        build_digits(root)
+        build_digits(root, splits=splits)
         return load_coco_json(str(json_file), str(image_root), name)
 
     DatasetCatalog.register(name, load)
@@ -201,21 +214,19 @@ def split_sources(
         photos: file name -> uint8 BGR [H, W, 3].
     """
     cuts = {name: int(p.shape[1] * TRAIN_FRACTION_OF_PHOTO) for name, p in photos.items()}
-    train = Sources(
-        scans[:FIRST_TEST_SCAN],
-        labels[:FIRST_TEST_SCAN],
-        0,
-        {name: photo[:, : cuts[name]] for name, photo in photos.items()},
-        dict.fromkeys(photos, 0),
-    )
-    test = Sources(
-        scans[FIRST_TEST_SCAN:],
-        labels[FIRST_TEST_SCAN:],
-        FIRST_TEST_SCAN,
-        {name: photo[:, cuts[name] :] for name, photo in photos.items()},
-        cuts,
-    )
-    return {"train": train, "test": test}
+    left = {name: photo[:, : cuts[name]] for name, photo in photos.items()}
+    right = {name: photo[:, cuts[name] :] for name, photo in photos.items()}
+
+    def part(first: int, end: int | None, photos: dict[str, np.ndarray], columns: dict) -> Sources:
+        return Sources(scans[first:end], labels[first:end], first, photos, columns)
+
+    at_left = dict.fromkeys(photos, 0)
+    return {
+        "train": part(0, FIRST_TEST_SCAN, left, at_left),
+        "test": part(FIRST_TEST_SCAN, None, right, cuts),
+        "fit": part(0, FIRST_VAL_SCAN, left, at_left),
+        "val": part(FIRST_VAL_SCAN, FIRST_TEST_SCAN, left, at_left),
+    }
 
 
 def draw_image(rng: Generator, sources: Sources) -> tuple[np.ndarray, list[Digit], dict[str, Any]]:
@@ -327,16 +338,17 @@ def _build(root: Path, counts: dict[str, int], manifest: dict[str, int]) -> None
     building = root / ".digits_building"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
-    for number, split in enumerate(SPLITS):
+    for split, paths in _paths(building, counts).items():
+        number = (*SPLITS, *TUNING_SPLITS).index(split)
         seeds = [(manifest["seed"], number, index) for index in range(counts[split])]
-        _write_split(*_paths(building)[split], sources[split], seeds)
+        _write_split(*paths, sources[split], seeds)
     (building / _MANIFEST).write_text(json.dumps(manifest))
-    _move(building, root)
+    _move(building, root, counts)
 
 
-def _move(building: Path, root: Path) -> None:
+def _move(building: Path, root: Path, splits: Iterable[str]) -> None:
     (root / _MANIFEST).unlink(missing_ok=True)
-    for json_file, image_dir in _paths(root).values():
+    for json_file, image_dir in _paths(root, splits).values():
         shutil.rmtree(image_dir, ignore_errors=True)
         (building / image_dir.name).rename(image_dir)
         (building / json_file.name).replace(json_file)
@@ -399,11 +411,11 @@ def _write_image(path: Path, pixels: np.ndarray) -> None:
         raise OSError(f"Cannot write the image {path}: is the disk full or the folder read-only?")
 
 
-def _paths(root: Path) -> dict[str, tuple[Path, Path]]:
-    return {split: (root / f"digits_{split}.json", root / f"digits_{split}") for split in SPLITS}
+def _paths(root: Path, splits: Iterable[str]) -> dict[str, tuple[Path, Path]]:
+    return {split: (root / f"digits_{split}.json", root / f"digits_{split}") for split in splits}
 
 
-def _is_complete(root: Path, manifest: dict[str, int]) -> bool:
+def _is_complete(root: Path, splits: Iterable[str], manifest: dict[str, int]) -> bool:
     """Whether the manifest is the wanted one and nothing was removed since it was written."""
     try:
         found = json.loads((root / _MANIFEST).read_text())
@@ -411,7 +423,7 @@ def _is_complete(root: Path, manifest: dict[str, int]) -> bool:
         return False
     return found == manifest and all(
         json_file.is_file() and len(list(image_dir.glob("*.jpg"))) == manifest[split]
-        for split, (json_file, image_dir) in _paths(root).items()
+        for split, (json_file, image_dir) in _paths(root, splits).items()
     )
 
 

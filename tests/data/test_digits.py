@@ -89,7 +89,8 @@ def many_digits() -> list[list[digits.Digit]]:
 @pytest.fixture
 def clean_catalogs():
     yield
-    for name in ("digits_train", "digits_test"):
+    for split in (*digits.SPLITS, *digits.TUNING_SPLITS):
+        name = f"digits_{split}"
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
@@ -149,6 +150,18 @@ def test_recorded_scans_are_disjoint_and_carry_their_label(contents):
     for content in contents.values():
         for annotation in content["annotations"]:
             assert target[annotation["scan"]] == annotation["category_id"] - 1
+
+
+def test_fit_and_val_divide_the_scans_and_photographs_of_train(tmp_path):
+    built = build_digits(tmp_path, num_train=30, num_test=10, splits=digits.TUNING_SPLITS)
+    assert list(built) == ["fit", "val"]
+    contents = [read(json_file) for json_file, _ in built.values()]
+    fit, val = ({a["scan"] for a in content["annotations"]} for content in contents)
+    assert max(fit) < 1120 <= min(val) and max(val) < 1400
+    for content in contents:
+        for image in content["images"]:
+            x, _, width, _ = image["background"]["bbox"]
+            assert x + width <= int(640 * 0.6)
 
 
 def test_the_scans_of_the_two_splits_differ_in_pixels():
@@ -433,7 +446,9 @@ def test_an_image_that_cannot_be_written_raises(tmp_path):
 def small_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registered data sets of a few images instead of the default number."""
     monkeypatch.setattr(
-        digits, "build_digits", lambda root: build_digits(root, num_train=3, num_test=2)
+        digits,
+        "build_digits",
+        lambda root, splits: build_digits(root, num_train=3, num_test=2, splits=splits),
     )
 
 
@@ -441,7 +456,12 @@ def test_registering_writes_nothing_and_loading_builds(tmp_path, monkeypatch, cl
     small_build(monkeypatch)
     register_digits(tmp_path / "set")
     assert not (tmp_path / "set").exists()
-    for name, count in (("digits_train", 3), ("digits_test", 2)):
+    for name, count in (
+        ("digits_train", 3),
+        ("digits_test", 2),
+        ("digits_fit", 3),
+        ("digits_val", 2),
+    ):
         records = DatasetCatalog.get(name)
         metadata = MetadataCatalog.get(name)
         assert len(records) == count
