@@ -39,7 +39,7 @@ def add_fsn_config(cfg: CfgNode) -> None:
     fsn.BANK_INPUT = "feature"
     # How attention refines the RoI feature: "concat" (the public code: concatenation and a 1x1
     # convolution), "multiply" (most likely the paper's) or "sum". Our choice: concat, which learnt
-    # best in short runs.
+    # best in short runs. Without banks concat is the convolution alone, the others plain pooling.
     fsn.MERGE = "concat"
     # Activation of the factor of "multiply": "identity", "relu", or "sigmoid" (doubled, so that the
     # factor lies in 0..2). The paper leaves it open.

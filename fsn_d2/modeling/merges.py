@@ -36,7 +36,7 @@ class Merge(nn.Module):
         """
         Args:
             roi: Tensor[K, C, PH, PW].
-            attention: one or two of the same shape.
+            attention: those of the banks in use, of the same shape.
         """
         raise NotImplementedError
 
@@ -50,7 +50,10 @@ class Merge(nn.Module):
 
 
 class ConcatMerge(Merge):
-    """RoI feature + 1x1 convolution over the ReLU of RoI feature and attentions, concatenated."""
+    """RoI feature + 1x1 convolution over the ReLU of RoI feature and attentions, concatenated.
+
+    Without attentions it is what of it is no merit of the banks: the convolution.
+    """
 
     start = None  # the convolution starts small, so the banks need not
 
@@ -67,13 +70,13 @@ class ConcatMerge(Merge):
 
 
 class SumMerge(Merge):
-    """RoI feature plus the attentions."""
+    """RoI feature plus the attentions; without any, plain pooling."""
 
     start = 0.0
     pooled_as = "sum"
 
     def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
-        return roi + _total(attention)
+        return roi + _total(attention) if attention else roi
 
 
 def _two_sigmoid(x: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ def build_merge(name: str, *, channels: int, num_banks: int, activation: str) ->
     Args:
         name: MODEL.FSN.MERGE, "concat", "multiply" or "sum".
         channels: C.
-        num_banks: how many attentions there will be, 1 or 2.
+        num_banks: how many attentions there will be. With 0 "multiply" is plain pooling, as "sum".
         activation: MODEL.FSN.ACTIVATION, of the factor of "multiply".
 
     Raises:
@@ -134,4 +137,6 @@ def build_merge(name: str, *, channels: int, num_banks: int, activation: str) ->
     }
     if name not in builders:
         raise ValueError(f"MODEL.FSN.MERGE must be one of {sorted(builders)}, got {name!r}")
+    if num_banks == 0 and name == "multiply":
+        return SumMerge()
     return builders[name]()

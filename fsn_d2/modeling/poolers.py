@@ -48,7 +48,7 @@ class SelectiveROIPooler(nn.Module):
         sub_region: str,
         grid: int,
         ratios: list[float],
-        merge: Merge | None,
+        merge: Merge,
         pooling: str = "fused",
     ) -> None:
         """
@@ -61,7 +61,7 @@ class SelectiveROIPooler(nn.Module):
             sub_region: "roi", "image", or "none" without that bank.
             grid: the sub-region bank's rows and columns.
             ratios: height / width of the aspect-ratio bank's maps; empty without that bank.
-            merge: from `build_merge`; None without banks.
+            merge: from `build_merge`.
             pooling: "fused": feature and banks in one pass of the op over the whole pyramid, for
                 which `pooler_type` must be ROIAlignV2. "composed", and every other type:
                 Detectron2's pooler for the feature, the op for each bank, then the merge.
@@ -109,12 +109,9 @@ class SelectiveROIPooler(nn.Module):
         levels = levels_of(self.roi_pooler, box_lists)
         if self.is_fused:
             roi_feature = Source([m.roi.unsqueeze(1) for m in maps], self._only_map(rois))
-            merge = "sum" if self.merge is None else self.merge.pooled_as
-            pooled = self._pool([roi_feature, *banks], rois, levels, merge)
-            return pooled if self.merge is None else self.merge.finish(pooled)
+            sources = [roi_feature, *banks]
+            return self.merge.finish(self._pool(sources, rois, levels, self.merge.pooled_as))
         roi = self.roi_pooler([m.roi for m in maps], box_lists)
-        if self.merge is None:
-            return roi
         return self.merge(roi, [self._pool([bank], rois, levels, "sum") for bank in banks])
 
     def _banks(self, maps: list[SelectiveMaps], rois: Tensor) -> list[Source]:

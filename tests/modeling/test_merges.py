@@ -51,6 +51,20 @@ def test_concat_by_hand() -> None:
     torch.testing.assert_close(merge(ROI, [SUB_REGION, RATIO]), expected)
 
 
+@pytest.mark.parametrize("name", ["multiply", "sum"])
+def test_without_attentions_there_is_nothing_to_merge(name: str) -> None:
+    merge = build_merge(name, channels=2, num_banks=0, activation="identity")
+    assert torch.equal(merge(ROI, []), ROI) and torch.equal(merge.finish(ROI), ROI)
+    assert not list(merge.parameters())
+
+
+def test_concat_without_attentions_is_its_convolution_by_hand() -> None:
+    merge = build_merge("concat", channels=2, num_banks=0, activation="identity")
+    with torch.no_grad():
+        merge.conv.weight.copy_(torch.tensor([[1.0, 10], [100, 0]])[:, :, None, None])
+    torch.testing.assert_close(merge(ROI, []), bin_of(2.0 + 2, -3.0 + 200))  # ReLU of (2, -3)
+
+
 @pytest.mark.parametrize("name", ["concat", "multiply", "sum"])
 @pytest.mark.parametrize("activation", ["identity", "relu", "sigmoid"])
 @pytest.mark.parametrize("num_banks", [1, 2])

@@ -41,9 +41,7 @@ def make_pooler(*, merge: str = "concat", activation: str = "sigmoid", **changes
         **changes,
     }
     num_banks = (settings["sub_region"] != "none") + bool(settings["ratios"])
-    module = None
-    if num_banks:
-        module = build_merge(merge, channels=CHANNELS, num_banks=num_banks, activation=activation)
+    module = build_merge(merge, channels=CHANNELS, num_banks=num_banks, activation=activation)
     return SelectiveROIPooler(**settings, merge=module)
 
 
@@ -187,7 +185,8 @@ def test_the_roi_feature_may_be_pooled_in_any_of_detectron2s_ways(
 def test_without_banks_it_is_plain_pooling_of_the_reduced_feature(
     pooler_type: str, scales: tuple, box_lists: list[Boxes]
 ) -> None:
-    pooler = make_pooler(pooler_type=pooler_type, scales=scales, sub_region="none", ratios=[])
+    without = {"merge": "sum", "sub_region": "none", "ratios": []}
+    pooler = make_pooler(pooler_type=pooler_type, scales=scales, **without)
     maps = random_maps(scales)
     expected = ROIPooler(7, scales, 2, pooler_type)([m.roi for m in maps], box_lists)
     torch.testing.assert_close(pooler(maps, box_lists), expected, atol=1e-5, rtol=1e-4)

@@ -31,11 +31,9 @@ def build_selective_pooling(
     width, scales = box_levels(cfg, input_shape)
     grid = 0 if fsn.SUB_REGION == "none" else fsn.GRID
     num_banks = bool(grid) + bool(len(fsn.RATIOS))
-    merge = None
-    if num_banks:
-        merge = build_merge(
-            fsn.MERGE, channels=fsn.CHANNELS, num_banks=num_banks, activation=fsn.ACTIVATION
-        )
+    merge = build_merge(
+        fsn.MERGE, channels=fsn.CHANNELS, num_banks=num_banks, activation=fsn.ACTIVATION
+    )
     pooler = SelectiveROIPooler(
         output_size=box_head.POOLER_RESOLUTION,
         scales=scales,
@@ -55,7 +53,7 @@ def build_selective_pooling(
         num_ratios=len(fsn.RATIOS),
         kernel_size=fsn.BANK_KERNEL,
         input=fsn.BANK_INPUT,
-        start=merge.start if merge is not None else None,
+        start=merge.start,
         moves_maps=not pooler.is_fused,
     )
     return banks, pooler

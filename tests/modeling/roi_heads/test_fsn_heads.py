@@ -97,6 +97,7 @@ def test_without_banks_and_with_an_identity_as_reduction_they_are_detectron2s_he
     width = C4_CHANNELS if "Res5" in name else CHANNELS
     plain_cfg = head_cfg(ORIGINALS[name], MODEL__MASK_ON=mask)
     changes = {"FSN__SUB_REGION": "none", "FSN__RATIOS": [], "FSN__CHANNELS": width}
+    changes["FSN__MERGE"] = "sum"
     cfg = head_cfg(name, MODEL__MASK_ON=mask, **{f"MODEL__{k}": v for k, v in changes.items()})
     heads, plain = build(cfg), build(plain_cfg)
     if "Res5" in name:
