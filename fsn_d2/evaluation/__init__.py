@@ -5,6 +5,8 @@ from __future__ import annotations
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
 
+from .slices import average_precisions
+
 
 def build_evaluator(dataset: str, output_dir: str) -> DatasetEvaluator:
     """Builds the evaluator for a registered data set.
@@ -27,4 +29,4 @@ def build_evaluator(dataset: str, output_dir: str) -> DatasetEvaluator:
     )
 
 
-__all__ = ["build_evaluator"]
+__all__ = ["average_precisions", "build_evaluator"]

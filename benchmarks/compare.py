@@ -1,0 +1,179 @@
+#!/usr/bin/env python
+"""Trains the methods of a grid side by side and makes the tables.
+
+Every run is an ordinary train_net.py with the same budget. Where the grid has learning rates, each
+method's is chosen on the data set's tuning split with the first seed. A run that is done with
+today's settings is not repeated, one that was interrupted goes on; so the command can be stopped
+and given again at any time. Results, one JSON per run, tables (README.md) and pictures are kept in
+benchmarks/results/<grid>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from comparison.cost import measure_costs
+from comparison.grid import ROOT, Grid, Run, read_grid
+from comparison.plots import save_plots
+from comparison.report import cost_path, markdown, read_cost
+from comparison.results import Results, collect, config_of_run, write_json
+from comparison.runner import RunFailed, Runner, Slots, slots_for
+from tqdm import tqdm
+
+from fsn_d2.engine import one_line_errors
+
+GRIDS = ROOT / "benchmarks" / "grids"
+EXAMPLE = """examples:
+  python benchmarks/compare.py main                      all of it, or what is left of it
+  python benchmarks/compare.py main --data bccd --plan   how long it would take
+  python benchmarks/compare.py main --report             tables and pictures of what is done"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grid", help="its name in benchmarks/grids, or the path of a YAML file")
+    parser.add_argument("--data", nargs="+", metavar="NAME", help="these data sets alone")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="these methods alone")
+    parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: suited)")
+    parser.add_argument("--gpus-per-job", type=int, default=1, help="where there are GPUs")
+    parser.add_argument("--cost-rounds", type=int, default=7, help="of timing (default 7)")
+    parser.add_argument("--keep", action="store_true", help="keep checkpoints and detections")
+    parser.add_argument("--plan", action="store_true", help="say how long it takes, and end")
+    parser.add_argument("--cost", action="store_true", help="measure costs anew, and end")
+    parser.add_argument("--report", action="store_true", help="make the tables, and end")
+    parser.add_argument("--results", type=Path, help="folder (default benchmarks/results/<grid>)")
+    parser.add_argument("--work", type=Path, help="folder of the runs (default output/<grid>)")
+    return parser.parse_args()
+
+
+def chosen(names: list[str] | None, known: Any, what: str) -> list[str]:
+    """Raises ValueError for a name that the grid lacks."""
+    if unknown := set(names or ()) - set(known):
+        raise ValueError(f"--{what}: {sorted(unknown)} not in the grid, which has {list(known)}")
+    return [name for name in known if not names or name in names]
+
+
+class Plan:
+    """What of a grid is to be done, and what is left."""
+
+    def __init__(self, results: Results, data: list[str], methods: list[str]) -> None:
+        self.results = results
+        self.grid = results.grid
+        self.data = data
+        self.methods = methods
+        self.started: set[str] = set()
+
+    def wanted(self) -> Iterator[Run]:
+        """All runs whose settings are known by now: rates are chosen before seeds are run."""
+        for data in self.data:
+            for method in self.methods:
+                yield from self.grid.tuning_runs(data, method)
+            seeds: list[list[Run]] = []
+            for method in self.methods:
+                try:
+                    rate = self.results.rate_of(data, method)
+                except LookupError:
+                    continue
+                seeds.append(self.grid.seed_runs(data, method, rate))
+            for runs in zip(*seeds, strict=True):  # seed by seed: a part of the table soon
+                yield from runs
+
+    def left(self) -> list[Run]:
+        return [run for run in self.wanted() if self.results.read(run) is None]
+
+    def next(self) -> Run | None:
+        """The next run that nobody has started."""
+        return next((run for run in self.left() if run.name not in self.started), None)
+
+    def hours(self, jobs: int) -> tuple[int, float]:
+        """Runs that are left, and how long they take, by the measured steps."""
+        seconds, count = 0.0, 0
+        for data in self.data:
+            cost = (read_cost(self.results, data) or {})["methods"]
+            for method in self.methods:
+                runs = self.grid.tuning_runs(data, method)
+                runs += self.grid.seed_runs(data, method, None)
+                found = [self.results.read(run) for run in self.grid.tuning_runs(data, method)]
+                found += self.results.of_seeds(data, method)
+                missing = sum(result is None for result in found)
+                step = cost[method]["seconds_per_iteration"]["median"]
+                count += missing
+                seconds += missing * step * config_of_run(runs[0]).SOLVER.MAX_ITER
+        return count, seconds / 3600 / (1 if torch.get_num_threads() > 1 else jobs)
+
+
+def measure_missing_costs(plan: Plan, rounds: int, *, anew: bool) -> None:
+    for data in plan.data:
+        known = (read_cost(plan.results, data) or {"methods": {}})["methods"]
+        if anew or not set(plan.methods) <= set(known):
+            print(f"{data}: timing a step of every method", flush=True)
+            runs = {name: plan.grid.seed_runs(data, name, None)[0] for name in plan.grid.methods}
+            write_json(cost_path(plan.results, data), measure_costs(runs, rounds))
+
+
+def carry_out(plan: Plan, slots: Slots, work: Path, *, keep: bool) -> None:
+    total, hours = plan.hours(slots.jobs)
+    print(f"{total} runs, about {hours:.1f} hours; {slots}", flush=True)
+    with Runner(slots, work, keep=keep) as runner, tqdm(total=total, unit="run") as progress:
+        while True:
+            while runner.has_room and (run := plan.next()):
+                plan.started.add(run.name)
+                runner.start(run)
+            if not runner.jobs:
+                return
+            run, output, process = runner.wait()
+            result = collect(run, output, process)
+            plan.results.write(run, result)
+            runner.clean(output)
+            progress.update()
+            minutes = process["seconds"] / 60
+            tqdm.write(f"{run.name}: AP {result['metrics']['AP']:.1f}, {minutes:.1f} minutes")
+
+
+def write_report(results: Results) -> None:
+    path = results.folder / "README.md"
+    results.folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(markdown(results))
+    pictures = save_plots(results, results.folder)
+    print("\n".join(f"{name} written" for name in [path, *pictures]))
+
+
+def grid_of(name: str) -> Grid:
+    return read_grid(Path(name) if name.endswith((".yaml", ".yml")) else GRIDS / f"{name}.yaml")
+
+
+def main() -> None:
+    args = parse_args()
+    os.chdir(ROOT)  # paths in configs and grids are relative to the project
+    with one_line_errors():
+        grid = grid_of(args.grid)
+        gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+        slots = slots_for(args.jobs, gpus, args.gpus_per_job, cores)
+        data = chosen(args.data, grid.data, "data")
+        methods = chosen(args.methods, grid.methods, "methods")
+    results = Results(grid, args.results or ROOT / "benchmarks" / "results" / grid.name)
+    plan = Plan(results, data, methods)
+    if not args.report:
+        measure_missing_costs(plan, args.cost_rounds, anew=args.cost)
+    if args.plan:
+        total, hours = plan.hours(slots.jobs)
+        print(f"{total} runs, about {hours:.1f} hours; {slots}")
+        return
+    if not (args.report or args.cost):
+        try:
+            carry_out(plan, slots, args.work or ROOT / "output" / grid.name, keep=args.keep)
+        except RunFailed as error:
+            sys.exit(f"error: {error}")
+    write_report(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The tables: what every method reached, and by how much it differs from its counterparts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .results import Results
+from .statistics import Interval, Mean, mean_of, paired_interval
+
+ACCURACY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-wide", "AP-square", "AP-tall")
+INTRO = """\
+Mean and standard deviation over the seeds. Stage: what follows the pyramid; its arithmetic is for
+one image{proposals}, pooling not counted. Times are medians of turns taken in one process."""
+
+
+def markdown(results: Results) -> str:
+    """The report of a grid, as far as its runs are done."""
+    grid = results.grid
+    parts = [f"# {grid.name}", f"Made by `python benchmarks/compare.py {grid.name} --report`."]
+    for data in grid.data:
+        parts += [f"## {data}", _provenance(results, data)]
+        parts += [_accuracy_table(results, data), _difference_table(results, data)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _provenance(results: Results, data: str) -> str:
+    found = [
+        result["facts"] for name in results.grid.methods for result in done(results, data, name)
+    ]
+    commits = sorted({str(facts["commit"])[:7] for facts in found})
+    machines = sorted({facts["gpu"] or facts["cpu"] for facts in found})
+    versions = sorted({f"torch {facts['torch']}" for facts in found})
+    cost = read_cost(results, data)
+    proposals = f" with {cost['proposals']} proposals" if cost else ""
+    where = f"Runs: {len(found)}; commits {', '.join(commits)}; {', '.join(machines + versions)}."
+    return f"{where if found else 'No run is done.'} {INTRO.format(proposals=proposals)}"
+
+
+def done(results: Results, data: str, method: str) -> list[dict[str, Any]]:
+    return [result for result in results.of_seeds(data, method) if result is not None]
+
+
+def read_cost(results: Results, data: str) -> dict[str, Any] | None:
+    path = cost_path(results, data)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def cost_path(results: Results, data: str) -> Path:
+    return results.folder / data / "cost.json"
+
+
+def scores(results: Results, data: str, method: str, metric: str) -> dict[int, float]:
+    """Seed -> value, of the runs that are done."""
+    return {
+        result["run"]["seed"]: result["metrics"][metric]
+        for result in done(results, data, method)
+        if metric in result["metrics"]
+    }
+
+
+def _accuracy_table(results: Results, data: str) -> str:
+    cost = (read_cost(results, data) or {"methods": {}})["methods"]
+    columns: dict[str, Callable[[str], str]] = {"method": str}
+    columns |= {metric: partial(_score, results, data, metric) for metric in ACCURACY}
+    columns["seeds"] = lambda name: str(len(done(results, data, name)))
+    columns["rate"] = lambda name: _rate(results, data, name)
+    columns["s / iteration"] = lambda name: _time(cost.get(name), "seconds_per_iteration")
+    columns["s / image"] = lambda name: _time(cost.get(name), "seconds_per_image")
+    columns["stage, 10^6 parameters"] = lambda name: _number(cost.get(name), "parameters", 1e-6)
+    columns["stage, GMAC"] = lambda name: _number(cost.get(name), "gmac", 1)
+    columns["peak memory, MiB"] = lambda name: _memory(done(results, data, name))
+    names = list(results.grid.methods)
+    return table(list(columns), [[column(name) for column in columns.values()] for name in names])
+
+
+def _difference_table(results: Results, data: str) -> str:
+    rows = []
+    for method in results.grid.methods.values():
+        for other in method.against:
+            cells = [
+                show_interval(difference(results, data, method.name, other, metric))
+                for metric in ("AP", "AP50", "AP-wide", "AP-square", "AP-tall")
+            ]
+            rows.append([f"{method.name} - {other}", *cells])
+    if not rows:
+        return ""
+    head = ["difference, paired by seed [95 %]", "AP", "AP50", "AP-wide", "AP-square", "AP-tall"]
+    return table(head, rows)
+
+
+def difference(
+    results: Results, data: str, method: str, other: str, metric: str
+) -> Interval | None:
+    """Over the seeds that both have; None without any."""
+    ours = scores(results, data, method, metric)
+    theirs = scores(results, data, other, metric)
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        return None
+    return paired_interval([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def show_mean(values: list[float]) -> str:
+    if not values:
+        return "-"
+    mean: Mean = mean_of(values)
+    return f"{mean.mean:.1f} ± {mean.deviation:.1f}" if mean.size > 1 else f"{mean.mean:.1f}"
+
+
+def show_interval(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+
+
+def _score(results: Results, data: str, metric: str, method: str) -> str:
+    return show_mean(list(scores(results, data, method, metric).values()))
+
+
+def _rate(results: Results, data: str, method: str) -> str:
+    found = done(results, data, method)
+    rates = {result["run"]["options"].get("SOLVER.BASE_LR") for result in found}
+    return ", ".join(str(rate) for rate in sorted(rates - {None})) or "config"
+
+
+def _time(cost: dict[str, Any] | None, key: str) -> str:
+    return f"{cost[key]['median']:.3f}" if cost else "-"
+
+
+def _number(cost: dict[str, Any] | None, key: str, factor: float) -> str:
+    return f"{cost[key] * factor:.2f}" if cost else "-"
+
+
+def _memory(found: list[dict[str, Any]]) -> str:
+    values = [result["process"]["peak_memory_mib"] for result in found]
+    return f"{max(values):.0f}" if values else "-"

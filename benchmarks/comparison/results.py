@@ -1,0 +1,133 @@
+"""What a run found: one JSON file each, read back to see what is left to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from op_benchmark.machine import facts
+
+from fsn_d2.data import register_datasets, register_digits
+from fsn_d2.engine import load_config
+from fsn_d2.evaluation import average_precisions
+
+from .grid import ROOT, Grid, Run
+
+WARMUP_LINES = 1  # of metrics.json, whose times hold the first iterations
+
+
+class Results:
+    """The results of a grid, in a folder."""
+
+    def __init__(self, grid: Grid, folder: Path) -> None:
+        self.grid = grid
+        self.folder = folder
+
+    def path_of(self, run: Run) -> Path:
+        return self.folder / f"{run.name}.json"
+
+    def read(self, run: Run) -> dict[str, Any] | None:
+        """What the run found; None where it is not done with today's settings."""
+        path = self.path_of(run)
+        if not path.is_file():
+            return None
+        result = json.loads(path.read_text())
+        return result if result["fingerprint"] == fingerprint(run) else None
+
+    def write(self, run: Run, result: dict[str, Any]) -> None:
+        write_json(self.path_of(run), result)
+
+    def rate_of(self, data: str, method: str) -> float | None:
+        """The learning rate of the highest AP, by the tuning runs; None: the config's own.
+
+        Raises:
+            LookupError: some of these are not done.
+        """
+        found = {run.rate: self.read(run) for run in self.grid.tuning_runs(data, method)}
+        done = {rate: result for rate, result in found.items() if result is not None}
+        if len(done) < len(found):
+            raise LookupError(f"{data}/{method}: its learning rate is not chosen yet")
+        return max(done, key=lambda rate: done[rate]["metrics"]["AP"], default=None)
+
+    def of_seeds(self, data: str, method: str) -> list[dict[str, Any] | None]:
+        """What the runs of all seeds found; None for those that are not done."""
+        try:
+            rate = self.rate_of(data, method)
+        except LookupError:
+            return [None] * len(self.grid.seeds)
+        return [self.read(run) for run in self.grid.seed_runs(data, method, rate)]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def config_of_run(run: Run, output: Path | None = None) -> CfgNode:
+    opts = run.opts if output is None else [*run.opts, "OUTPUT_DIR", str(output)]
+    return load_config(str(run.config), opts)
+
+
+def fingerprint(run: Run) -> str:
+    """Tells runs of other settings apart; where they write and on what they run does not count."""
+    cfg = config_of_run(run, Path("output"))
+    cfg.MODEL.DEVICE = "cpu"
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()[:16]
+
+
+def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
+    """Reads what a finished training left in its output folder.
+
+    Args:
+        run: which it was.
+        output: its OUTPUT_DIR.
+        process: what is known of it as a process: seconds, peak_memory_mib, threads.
+
+    Raises:
+        FileNotFoundError: it left no evaluation.
+    """
+    cfg = config_of_run(run, output)
+    about = facts("cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu", process["threads"])
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    times = [line["time"] for line in lines if "time" in line][WARMUP_LINES:]
+    return {
+        "run": {
+            "data": run.data,
+            "method": run.method,
+            "seed": run.seed,
+            "tuning": run.tuning,
+            "config": str(run.config.relative_to(ROOT)),
+            "options": dict(run.options),
+        },
+        "fingerprint": fingerprint(run),
+        "facts": about,
+        "metrics": _metrics(cfg, output, lines),
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "seconds_per_iteration": statistics.median(times) if times else None,
+        "process": process,
+    }
+
+
+def _metrics(cfg: CfgNode, output: Path, lines: list[dict[str, Any]]) -> dict[str, float]:
+    """By COCO's measures from the detections; else what the data set's evaluator said."""
+    detections = output / "inference" / "coco_instances_results.json"
+    if not detections.is_file():
+        return {
+            key.removeprefix("bbox/"): value
+            for line in lines
+            for key, value in line.items()
+            if key.startswith("bbox/")
+        }
+    register_digits()
+    register_datasets(cfg, eval_only=True)
+    annotations = MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file
+    return average_precisions(Path(annotations), json.loads(detections.read_text()))

@@ -1,0 +1,166 @@
+"""Carries runs out: each an ordinary `train_net.py` in its own process, several side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .grid import ROOT, Run
+
+POLL_SECONDS = 0.5
+
+
+class RunFailed(RuntimeError):
+    """A training ended with an error."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What the runs may use.
+
+    Attributes:
+        jobs: runs side by side.
+        threads: CPU threads of each.
+        gpus_per_job: GPUs of each; 0 on the CPU.
+    """
+
+    jobs: int
+    threads: int
+    gpus_per_job: int
+
+
+@dataclass
+class _Job:
+    run: Run
+    output: Path
+    slot: int
+    process: subprocess.Popen
+    start: float
+
+
+class Runner:
+    """Runs that are under way; to be used as a context, which ends them when it is left."""
+
+    def __init__(self, slots: Slots, work: Path, *, keep: bool = False) -> None:
+        """
+        Args:
+            slots: what they may use.
+            work: folder for their output folders.
+            keep: keep their checkpoints.
+        """
+        self.slots = slots
+        self.work = work
+        self.keep = keep
+        self.jobs: list[_Job] = []
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for job in self.jobs:
+            _signal(job, signal.SIGTERM)
+        for job in self.jobs:
+            job.process.wait()
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.jobs) < self.slots.jobs
+
+    def start(self, run: Run) -> None:
+        """Starts a run, or goes on with one that was interrupted."""
+        slot = min(set(range(self.slots.jobs)) - {job.slot for job in self.jobs})
+        output = self.work / run.name
+        output.mkdir(parents=True, exist_ok=True)
+        gpus = self.slots.gpus_per_job
+        command = [sys.executable, "train_net.py", "--config-file", str(run.config), "--resume"]
+        command += ["--num-gpus", str(gpus)] if gpus else []
+        command += [*run.opts, "OUTPUT_DIR", str(output)]
+        command += [] if gpus else ["MODEL.DEVICE", "cpu"]
+        shown = range(slot * gpus, (slot + 1) * gpus)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self.slots.threads),
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, shown)),
+        }
+        with (output / "stdout.txt").open("a") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self.jobs.append(_Job(run, output, slot, process, time.monotonic()))
+
+    def wait(self) -> tuple[Run, Path, dict[str, Any]]:
+        """Waits for the next run to end: the run, its output folder, and what the process used.
+
+        Raises:
+            RunFailed: it ended with an error; says where its messages are.
+        """
+        while True:
+            for job in self.jobs:
+                pid, status, usage = os.wait4(job.process.pid, os.WNOHANG)
+                if pid:
+                    self.jobs.remove(job)
+                    job.process.returncode = os.waitstatus_to_exitcode(status)
+                    return self._finish(job, usage)
+            time.sleep(POLL_SECONDS)
+
+    def _finish(self, job: _Job, usage: Any) -> tuple[Run, Path, dict[str, Any]]:
+        if job.process.returncode:
+            log = job.output / "stdout.txt"
+            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise RunFailed(f"{job.run.name} failed: {' '.join(last)} (all of it: {log})")
+        process = {
+            "seconds": time.monotonic() - job.start,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "peak_memory_mib": usage.ru_maxrss / 1024,  # Linux counts KiB
+            "threads": self.slots.threads,
+            "jobs": self.slots.jobs,
+        }
+        return job.run, job.output, process
+
+    def clean(self, output: Path) -> None:
+        """Removes the checkpoints of a run that is collected."""
+        if not self.keep:
+            shutil.rmtree(output)
+
+
+def _signal(job: _Job, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(job.process.pid, number)  # its data loader's workers too
+
+
+def slots_for(jobs: int, gpus: int, gpus_per_job: int, cores: int) -> Slots:
+    """Divides the machine.
+
+    Args:
+        jobs: runs side by side; 0: one per `gpus_per_job` GPUs, or one per two cores.
+        gpus: GPUs of the machine.
+        gpus_per_job: GPUs of each run.
+        cores: CPU cores of the machine.
+
+    Raises:
+        ValueError: the machine has less.
+    """
+    if not gpus:
+        jobs = jobs or max(cores // 2, 1)
+        return Slots(jobs, max(cores // jobs, 1), 0)
+    jobs = jobs or max(gpus // gpus_per_job, 1)
+    if jobs * gpus_per_job > gpus:
+        raise ValueError(
+            f"--jobs {jobs} with --gpus-per-job {gpus_per_job} need {jobs * gpus_per_job} GPUs, "
+            f"this machine has {gpus}"
+        )
+    return Slots(jobs, max(cores // jobs, 1), gpus_per_job)
