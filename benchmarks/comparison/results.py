@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -79,8 +80,12 @@ def config_of_run(run: Run, output: Path | None = None) -> CfgNode:
 
 def fingerprint(run: Run) -> str:
     """Tells runs of other settings apart; where they write and on what they run does not count."""
-    cfg = config_of_run(run, Path("output"))
-    cfg.MODEL.DEVICE = "cpu"
+    return _fingerprint(run.config, tuple(run.opts))
+
+
+@functools.cache
+def _fingerprint(config: Path, opts: tuple[str, ...]) -> str:
+    cfg = load_config(str(config), [*opts, "OUTPUT_DIR", "output", "MODEL.DEVICE", "cpu"])
     return hashlib.sha256(cfg.dump().encode()).hexdigest()[:16]
 
 

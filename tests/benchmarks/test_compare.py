@@ -1,0 +1,282 @@
+"""The comparison: its grids are what they say, nothing is run twice, and its figures are right."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+GRIDS = sorted((ROOT / "benchmarks" / "grids").glob("*.yaml"))
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The modules of the comparison, found as `python benchmarks/compare.py` finds them."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import compare
+    from comparison import grid, report, results, runner, statistics
+
+    return SimpleNamespace(
+        compare=compare,
+        grid=grid,
+        report=report,
+        results=results,
+        runner=runner,
+        statistics=statistics,
+    )
+
+
+def small_grid() -> dict[str, Any]:
+    return {
+        "seeds": [3, 4],
+        "rates": [0.01, 0.02],
+        "data": {
+            "bccd": {
+                "configs": "Lite0_BCCD",
+                "tuning": {"DATASETS.TRAIN": "('a',)", "DATASETS.TEST": "('b',)"},
+            }
+        },
+        "options": {"SOLVER.MAX_ITER": 10},
+        "methods": {
+            "plain": {"system": "fsn", "options": {"MODEL.FSN.RATIOS": []}},
+            "fsn": {"system": "fsn", "against": ["plain"]},
+        },
+    }
+
+
+@pytest.fixture
+def results(modules: SimpleNamespace, tmp_path: Path) -> Any:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small_grid(), sort_keys=False))
+    return modules.results.Results(modules.grid.read_grid(path), tmp_path / "results")
+
+
+def pretend(results: Any, modules: SimpleNamespace, run: Any, ap: float) -> None:
+    """Writes what the run would have left."""
+    content = {
+        "run": {"seed": run.seed, "options": dict(run.options)},
+        "fingerprint": modules.results.fingerprint(run),
+        "facts": {"commit": "1" * 40, "gpu": None, "cpu": "a CPU", "torch": "2.0"},
+        "metrics": {"AP": ap, "AP50": ap + 30},
+        "process": {"peak_memory_mib": 1000.0},
+    }
+    results.write(run, content)
+
+
+# ---------------------------------------------------------------------------- grids
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=[path.stem for path in GRIDS])
+def test_the_grids_of_the_repository_make_configs(path: Path, modules: SimpleNamespace) -> None:
+    grid = modules.grid.read_grid(path)
+    prints = {}
+    for data in grid.data:
+        for method in grid.methods:
+            (run, *_) = grid.seed_runs(data, method, 0.5)
+            cfg = modules.results.config_of_run(run)
+            assert cfg.SEED == grid.seeds[0] and cfg.SOLVER.BASE_LR == 0.5
+            prints[modules.results.fingerprint(run)] = run.name
+            for tuning in grid.tuning_runs(data, method):
+                tuned = modules.results.config_of_run(tuning)
+                assert not set(tuned.DATASETS.TEST) & set(cfg.DATASETS.TEST)
+                assert not set(tuned.DATASETS.TRAIN) & set(cfg.DATASETS.TEST)
+    assert len(prints) == len(grid.data) * len(grid.methods), "two methods are the same"
+
+
+def test_options_of_grid_data_method_and_tuning_reach_the_config(
+    results: Any, modules: SimpleNamespace
+) -> None:
+    low, high = results.grid.tuning_runs("bccd", "plain")
+    cfg = modules.results.config_of_run(high)
+    assert cfg.SOLVER.MAX_ITER == 10 and cfg.MODEL.FSN.RATIOS == [] and cfg.SEED == 3
+    assert cfg.SOLVER.BASE_LR == 0.02 and cfg.DATASETS.TRAIN == ("a",)
+    assert low.name == "bccd/plain/rate0.01"
+    of_seeds = results.grid.seed_runs("bccd", "plain", 0.01)
+    assert [run.name for run in of_seeds] == ["bccd/plain/seed3", "bccd/plain/seed4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": None}, "a grid has seeds"),
+        ({"wrong": 1}, r"unknown keys \['wrong'\]"),
+        ({"methods": {"a": {"system": "fsn", "against": ["b"]}}}, r"against \['b'\]"),
+        ({"methods": {"a": {"sistem": "fsn"}}}, "sistem"),
+        ({"data": {"bccd": {"configs": "Lite0_BCCD"}}}, "bccd needs tuning"),
+    ],
+)
+def test_a_wrong_grid_is_refused(
+    change: dict, message: str, modules: SimpleNamespace, tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump({**small_grid(), **change}))
+    with pytest.raises(ValueError, match=message):
+        modules.grid.read_grid(path)
+
+
+def test_a_grid_of_configs_that_do_not_exist_is_refused(
+    modules: SimpleNamespace, tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump({**small_grid(), "methods": {"a": {"system": "frcnn"}}}))
+    with pytest.raises(FileNotFoundError, match=r"frcnn_Lite0_BCCD\.yaml"):
+        modules.grid.read_grid(path)
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        modules.grid.read_grid(tmp_path / "none.yaml")
+
+
+# ---------------------------------------------------------------------------- what is left
+
+
+def test_rates_are_chosen_first_and_seeds_follow_with_the_best(
+    results: Any, modules: SimpleNamespace
+) -> None:
+    plan = modules.compare.Plan(results, ["bccd"], ["plain", "fsn"])
+    names = [run.name for run in plan.left()]
+    assert names == [f"bccd/{m}/rate{r}" for m in ("plain", "fsn") for r in (0.01, 0.02)]
+    for run, ap in zip(results.grid.tuning_runs("bccd", "plain"), (40.0, 30.0), strict=True):
+        pretend(results, modules, run, ap)
+    assert [run.name for run in plan.left()] == [
+        *(f"bccd/fsn/rate{r}" for r in (0.01, 0.02)),
+        *(f"bccd/plain/seed{s}" for s in (3, 4)),
+    ]
+    for run, ap in zip(results.grid.tuning_runs("bccd", "fsn"), (40.0, 41.0), strict=True):
+        pretend(results, modules, run, ap)
+    left = plan.left()
+    assert [run.name for run in left] == [
+        f"bccd/{m}/seed{s}" for s in (3, 4) for m in ("plain", "fsn")
+    ]
+    assert [run.rate for run in left] == [0.01, 0.02, 0.01, 0.02]
+
+
+def test_a_result_of_other_settings_does_not_count(results: Any, modules: SimpleNamespace) -> None:
+    run, other = results.grid.tuning_runs("bccd", "fsn")
+    pretend(results, modules, run, 40.0)
+    assert results.read(run)["metrics"]["AP"] == 40
+    stored = json.loads(results.path_of(run).read_text())
+    results.write(other, stored)  # what another rate found
+    assert results.read(other) is None
+
+
+# ---------------------------------------------------------------------------- figures
+
+
+def test_the_interval_by_hand(modules: SimpleNamespace) -> None:
+    # Differences 1 and 3; their resamples have the means 1, 2, 2, 3.
+    interval = modules.statistics.paired_interval([5.0, 9.0], [4.0, 6.0])
+    assert (interval.mean, interval.size) == (2.0, 2)
+    assert interval.low == pytest.approx(1 + 0.025 * 3) and interval.high == pytest.approx(2.925)
+
+
+def test_equal_differences_leave_no_doubt_and_many_pairs_are_drawn(
+    modules: SimpleNamespace,
+) -> None:
+    assert modules.statistics.paired_interval([1.0] * 4, [0.5] * 4)[:3] == (0.5, 0.5, 0.5)
+    values = [float(i % 5) for i in range(200)]
+    interval = modules.statistics.paired_interval(values, [0.0] * 200)
+    # The normal approximation: 1.96 * sqrt(2 / 200).
+    assert interval.high - interval.mean == pytest.approx(0.196, abs=0.01)
+    with pytest.raises(ValueError, match="2 and 1"):
+        modules.statistics.paired_interval([1, 2], [1])
+
+
+def test_the_tables_hold_means_and_paired_differences(
+    results: Any, modules: SimpleNamespace
+) -> None:
+    for name, aps in (("plain", (50.0, 54.0)), ("fsn", (51.0, 57.0))):
+        for run in results.grid.tuning_runs("bccd", name):
+            pretend(results, modules, run, 1.0)
+        for run, ap in zip(results.grid.seed_runs("bccd", name, 0.01), aps, strict=True):
+            pretend(results, modules, run, ap)
+    text = modules.report.markdown(results)
+    assert "| fsn | 54.0 ± 4.2 | 84.0 ± 4.2 |" in text  # sqrt(18)
+    assert "| fsn - plain | +2.0 [+1.1, +2.9] |" in text
+    assert "1111111" in text and "Runs: 4" in text
+
+
+def test_a_half_done_grid_has_a_table_of_what_is_done(
+    results: Any, modules: SimpleNamespace
+) -> None:
+    assert "No run is done." in modules.report.markdown(results)
+
+
+# ---------------------------------------------------------------------------- processes
+
+FAKE = """
+import sys, time, pathlib
+folder = pathlib.Path(sys.argv[sys.argv.index("OUTPUT_DIR") + 1])
+name = folder.name
+if name == "seed3":
+    print("started", flush=True)
+    time.sleep(60)
+if name == "rate0.02":
+    sys.exit("error: no such thing")
+(folder / "arguments").write_text(" ".join(sys.argv))
+"""
+
+
+@pytest.fixture
+def runner(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    (tmp_path / "train_net.py").write_text(FAKE)
+    monkeypatch.setattr(modules.runner, "ROOT", tmp_path)
+    return modules.runner.Runner(modules.runner.Slots(2, 1, 0), tmp_path / "work")
+
+
+def test_a_run_is_train_net_with_the_options(runner: Any, results: Any, tmp_path: Path) -> None:
+    run = results.grid.tuning_runs("bccd", "plain")[0]
+    with runner:
+        runner.start(run)
+        found, output, process = runner.wait()
+    assert found is run and process["seconds"] > 0 and process["peak_memory_mib"] > 1
+    words = (output / "arguments").read_text()
+    assert f"--config-file {ROOT}/configs/fsn_Lite0_BCCD.yaml --resume" in words
+    assert "MODEL.FSN.RATIOS [] DATASETS.TRAIN ('a',)" in words and "SEED 3" in words
+    runner.clean(output)
+    assert not output.exists()
+
+
+def test_a_failure_names_the_run_and_its_last_line(
+    runner: Any, results: Any, modules: SimpleNamespace
+) -> None:
+    with runner:
+        runner.start(results.grid.tuning_runs("bccd", "plain")[1])
+        with pytest.raises(modules.runner.RunFailed, match=r"rate0\.02 failed: error: no such"):
+            runner.wait()
+
+
+def test_leaving_ends_what_is_under_way(runner: Any, results: Any) -> None:
+    with runner:
+        runner.start(results.grid.seed_runs("bccd", "plain", 0.01)[0])
+        (job,) = runner.jobs
+        log = job.output / "stdout.txt"
+        deadline = time.monotonic() + 30
+        while "started" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert runner.has_room
+    assert job.process.returncode == -15
+
+
+def test_the_machine_is_divided(modules: SimpleNamespace) -> None:
+    divide, slots = modules.runner.slots_for, modules.runner.Slots
+    assert divide(0, 0, 1, 2) == slots(1, 2, 0)
+    assert divide(2, 0, 1, 2) == slots(2, 1, 0)
+    assert divide(0, 8, 2, 64) == slots(4, 16, 2)
+    with pytest.raises(ValueError, match="this machine has 1"):
+        divide(2, 1, 1, 16)
+
+
+def test_an_unknown_method_is_one_line(
+    modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["compare.py", "main", "--methods", "fns"])
+    with pytest.raises(SystemExit, match=r"--methods: \['fns'\] not in the grid"):
+        modules.compare.main()
