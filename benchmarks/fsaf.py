@@ -21,17 +21,16 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from op_benchmark.machine import facts
-from op_benchmark.timing import Contender, clock_of, ratio, spread, take_turns
+from harness.detectors import draw_batch, inference, still_optimizer, training_step
+from harness.machine import facts
+from harness.timing import Contender, clock_of, ratio, spread, take_turns
 from torch import Tensor
 
 from fsn_d2.engine import load_config
@@ -115,22 +114,6 @@ def build(scene: Scene, mode: str) -> FSAF:
     return build_model(cfg)
 
 
-def draw_batch(scene: Scene, count: int) -> list[dict]:
-    """Noise with boxes of log-uniform sizes from 16 pixels to half of the image."""
-    rng = torch.Generator().manual_seed(0)
-    size = torch.tensor([scene.width, scene.height])
-    batch = []
-    for _ in range(count):
-        sides = 16 * (size / 32) ** torch.rand(scene.instances, 2, generator=rng)
-        corner = torch.rand(scene.instances, 2, generator=rng) * (size - sides)
-        target = Instances((scene.height, scene.width))
-        target.gt_boxes = Boxes(torch.cat([corner, corner + sides], dim=1))
-        target.gt_classes = torch.randint(3, (scene.instances,), generator=rng)
-        image = torch.randint(256, (3, scene.height, scene.width), generator=rng)
-        batch.append({"image": image.float(), "instances": target})
-    return batch
-
-
 @torch.no_grad()
 def shift_scores(model: FSAF, sample: dict, candidates: int) -> None:
     """Moves each branch's class bias so that `candidates` scores of the sample are above the
@@ -155,26 +138,20 @@ def shift_scores(model: FSAF, sample: dict, candidates: int) -> None:
 # ---------------------------------------------------------------------------- comparisons
 
 
-@torch.no_grad()
-def detect(model: FSAF, batch: list[dict]) -> list[dict]:
-    return model(batch)
-
-
-def inference(scene: Scene) -> tuple[str, dict[str, Callable[[], Any]]]:
-    sample = draw_batch(scene, 1)[0]
+def compare_inference(scene: Scene) -> tuple[str, dict[str, Callable[[], Any]]]:
+    sample = draw_batch(1, scene.height, scene.width, scene.instances)[0]
     calls: dict[str, Callable[[], Any]] = {}
     for mode in ("anchors", "joint"):
         model = build(scene, mode).eval()
         shift_scores(model, sample, scene.candidates)
-        calls[mode] = partial(detect, model, [sample])
+        calls[mode] = inference(model, [sample])
     return "inference: joint beside the anchors alone", calls
 
 
 def training(scene: Scene, mode: str) -> tuple[str, dict[str, Callable[[], Any]]]:
     """A whole step, and what of it is the branch's assignment, selection and losses."""
-    batch = draw_batch(scene, scene.images)
+    batch = draw_batch(scene.images, scene.height, scene.width, scene.instances)
     model = build(scene, mode).train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     assert model.branch is not None
     branch, kept = model.branch, []
     hook = branch.register_forward_hook(lambda module, inputs, out: kept.append(out))
@@ -187,11 +164,7 @@ def training(scene: Scene, mode: str) -> tuple[str, dict[str, Callable[[], Any]]
         distances=[level.detach().requires_grad_() for level in kept[0].distances],
     )
 
-    def step() -> None:
-        with EventStorage():
-            sum(model(batch).values()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    step = training_step(model, still_optimizer(model), batch)
 
     def losses() -> None:
         with EventStorage():
@@ -239,7 +212,7 @@ def main() -> None:
     print(f"{about['gpu'] or about['cpu']}, threads {scene.threads}; torch {about['torch']}")
     rows = []
     for comparison in (
-        lambda: inference(scene),
+        lambda: compare_inference(scene),
         lambda: training(scene, "anchor_free"),
         lambda: training(scene, "joint"),
     ):

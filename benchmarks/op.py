@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness.machine import arithmetic_speedup, copy_bandwidth, facts
 from op_benchmark import report
-from op_benchmark.machine import arithmetic_speedup, copy_bandwidth, facts
 from op_benchmark.measure import Effort, measure
 from op_benchmark.rows import GROUPS, AnyRow, all_rows, select
 from op_benchmark.scene import Setting

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN, build_model
-from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import EventStorage
 from fvcore.nn import FlopCountAnalysis
-from op_benchmark.machine import facts
-from op_benchmark.timing import Contender, clock_of, spread, take_turns
+from harness.detectors import inference, still_optimizer, training_step
+from harness.machine import facts
+from harness.timing import Contender, clock_of, spread, take_turns
 from torch import Tensor, nn
 
 from fsn_d2.data import register_datasets, register_digits
@@ -69,18 +68,20 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     models = {name: _model_of(cfg) for name, cfg in configs.items()}
     stages = {name: stage_cost(model, batch[0]) for name, model in models.items()}
-    steps = {name: _training_step(configs[name], models[name], batch) for name in models}
+    steps = {
+        name: training_step(model, still_optimizer(model), batch) for name, model in models.items()
+    }
     training = _take_turns(steps, configs, rounds)
     for model in models.values():
         model.eval()
-    detect = {name: _inference(model, batch[:1]) for name, model in models.items()}
-    inference = _take_turns(detect, configs, rounds)
+    detect = {name: inference(model, batch[:1]) for name, model in models.items()}
+    detecting = _take_turns(detect, configs, rounds)
     return {
         name: {
             "parameters": stages[name].parameters,
             "gmac": stages[name].gmac,
             "seconds_per_iteration": spread(training[name])._asdict(),
-            "seconds_per_image": spread(inference[name])._asdict(),
+            "seconds_per_image": spread(detecting[name])._asdict(),
         }
         for name in models
     }
@@ -106,29 +107,6 @@ def _first_batch(cfg: CfgNode) -> list[dict]:
 def _model_of(cfg: CfgNode) -> nn.Module:
     torch.manual_seed(0)
     return build_model(cfg).train()
-
-
-def _training_step(cfg: CfgNode, model: nn.Module, batch: list[dict]) -> Callable[[], Any]:
-    optimizer = build_optimizer(cfg, model)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0  # every step sees the same model
-
-    def step() -> None:
-        with EventStorage():
-            losses = sum(model(batch).values())
-        optimizer.zero_grad()
-        losses.backward()
-        optimizer.step()
-
-    return step
-
-
-def _inference(model: nn.Module, batch: list[dict]) -> Callable[[], Any]:
-    def detect() -> Any:
-        with torch.no_grad():
-            return model(batch)
-
-    return detect
 
 
 class _RoiStage(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from op_benchmark.machine import facts
+from harness.machine import facts
 
 from fsn_d2.data import register_datasets, register_digits
 from fsn_d2.engine import load_config

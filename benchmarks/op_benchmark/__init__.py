@@ -1,1 +1,1 @@
-"""What `benchmarks/op.py` is made of: the work, its peers, clocks, memory, and the report."""
+"""What `benchmarks/op.py` is made of: the work, its peers, and the report."""

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from harness.memory import memory_of
+from harness.timing import Contender, clock_of, ratio, spread, take_turns
 
-from .memory import memory_of
 from .rows import AnyRow, Row, Scaling, pass_name
 from .scene import Setting
-from .timing import Contender, clock_of, ratio, spread, take_turns
 from .work import OURS, Task
 
 Bandwidth = dict[str, dict[str, float]]

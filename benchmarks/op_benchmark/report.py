@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .machine import SIZES
+from harness.machine import SIZES
+
 from .rows import GROUPS
 from .work import OURS
 

@@ -81,7 +81,8 @@ def test_the_grids_of_the_repository_make_configs(path: Path, modules: SimpleNam
         for method in grid.methods:
             (run, *_) = grid.seed_runs(data, method, 0.5)
             cfg = modules.results.config_of_run(run)
-            assert cfg.SEED == grid.seeds[0] and cfg.SOLVER.BASE_LR == 0.5
+            assert cfg.SOLVER.BASE_LR == 0.5
+            assert grid.seeds[0] == cfg.SEED
             prints[modules.results.fingerprint(run)] = run.name
             for tuning in grid.tuning_runs(data, method):
                 tuned = modules.results.config_of_run(tuning)

@@ -46,7 +46,7 @@ def test_the_command_prints_ratios_and_writes_json(
 def test_the_scene_has_the_candidates_and_instances_that_are_asked_for(script) -> None:
     parts = script("--quick", name="benchmark")
     scene = parts["scene_of"](parts["parse_args"]())
-    (sample,) = parts["draw_batch"](scene, 1)
+    (sample,) = parts["draw_batch"](1, scene.height, scene.width, scene.instances)
     assert len(sample["instances"]) == scene.instances == 5
     assert sample["instances"].gt_boxes.nonempty().all()
     model = parts["build"](scene, "joint")

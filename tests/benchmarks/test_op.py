@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from benchmarks.op_benchmark import memory, peers, report, rows, scene, timing, work
-from benchmarks.op_benchmark.scene import Setting
+from harness import memory, timing
+from op_benchmark import peers, report, rows, scene, work
+from op_benchmark.scene import Setting
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = Setting(rois=12, channels=4, height=12, width=16, threads=1)

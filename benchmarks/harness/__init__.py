@@ -1,0 +1,1 @@
+"""What all benchmarks share: fair clocks, peak memory, facts of the machine, detectors at work."""

@@ -1,0 +1,296 @@
+#!/usr/bin/env python
+"""Measures what FSN saves from end to end: Faster R-CNN and FSN take turns in one process.
+
+Inference, a training step, and the RoI stage alone, which is everything between the pyramid and the
+predictions, the banks' convolutions included and listed. Weights are random and no proposal is
+suppressed, so that both detectors work on the same number of proposals. The tables go to the
+screen, everything to a JSON file:
+
+  facts       machine, versions, commit, command line
+  settings    of the scene
+  parameters  of the RoI stage and of what follows the pooling, per model
+  rows        name, rounds, memory (bytes at once beyond those before, per model), and
+              seconds  model or part -> {median, q1, q3}
+              ratio    {median, q1, q3}: Faster R-CNN's time / FSN's
+  scaling     pooling and merge alone: proposals, grid and seconds {median, q1, q3}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.structures import Boxes, ImageList, Instances
+from harness.detectors import draw_batch, inference, still_optimizer, training_step
+from harness.machine import facts
+from harness.memory import memory_of
+from harness.timing import Contender, clock_of, ratio, spread, take_turns
+from torch import Tensor
+
+from fsn_d2.engine import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {"faster_rcnn": "faster_rcnn_R50.yaml", "fsn": "fsn_R50.yaml"}
+MULTIPLES = (0.5, 1, 2, 4)  # of the proposals
+GRIDS = (1, 3, 5)
+MIB = 2**20
+EXAMPLE = """examples:
+  python benchmarks/model.py
+  python benchmarks/model.py --height 800 --width 1333
+  python benchmarks/model.py --device cuda --images 2 MODEL.FSN.BANK_INPUT reduced
+  python benchmarks/model.py --quick"""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is measured on.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        threads: CPU threads.
+        height, width: of every image, pixels.
+        images: per training step; inference takes one.
+        proposals: per image in inference.
+        rounds: of every comparison.
+        opts: config keys and values for both models.
+    """
+
+    device: str
+    threads: int
+    height: int
+    width: int
+    images: int
+    proposals: int
+    rounds: int
+    opts: list[str]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--height", type=int, default=480, help="pixels (default 480)")
+    parser.add_argument("--width", type=int, default=640, help="pixels (default 640)")
+    parser.add_argument("--images", type=int, default=1, help="per training step (default 1)")
+    parser.add_argument("--proposals", type=int, default=1000, help="per image (default 1000)")
+    parser.add_argument("--rounds", type=int, default=9, help="at least 2 (default 9)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that it runs")
+    parser.add_argument("--out", type=Path, default=Path("output/benchmark_model.json"))
+    parser.add_argument("opts", nargs="*", help="config keys and values for both models")
+    return parser.parse_args()
+
+
+def scene_of(args: argparse.Namespace) -> Scene:
+    """Raises ValueError for arguments that this machine cannot serve."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU; leave it out to measure the CPU.")
+    for name in ("threads", "height", "width", "images", "proposals"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    if args.rounds < 2:
+        raise ValueError(f"--rounds must be at least 2, got {args.rounds}.")
+    values = {name: getattr(args, name) for name in Scene.__annotations__}
+    if args.quick:
+        values |= {"height": 64, "width": 96, "proposals": 20, "rounds": 2}
+    return Scene(**values)
+
+
+def build(scene: Scene, name: str, *opts: str) -> GeneralizedRCNN:
+    count = str(scene.proposals)
+    limits = ["PRE_NMS_TOPK_TEST", str(4 * scene.proposals), "POST_NMS_TOPK_TEST", count]
+    limits += ["NMS_THRESH", "1.0"]
+    keys = [f"MODEL.RPN.{word}" if i % 2 == 0 else word for i, word in enumerate(limits)]
+    fixed = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", scene.device]
+    config = str(ROOT / "configs" / CONFIGS[name])
+    torch.manual_seed(0)
+    return build_model(load_config(config, [*fixed, *keys, *scene.opts, *opts]))
+
+
+# ---------------------------------------------------------------------------- the RoI stage
+
+
+class Stage:
+    """A detector's RoI heads on a given pyramid and given proposals."""
+
+    def __init__(self, model: GeneralizedRCNN, scene: Scene, proposals: int) -> None:
+        self.heads = model.roi_heads
+        size = (scene.height, scene.width)
+        rng = torch.Generator().manual_seed(0)
+        image = torch.rand(1, 3, *size, generator=rng).to(scene.device)
+        self.images = ImageList.from_tensors([image[0]], model.backbone.size_divisibility)
+        with torch.no_grad():
+            self.features = model.backbone(self.images.tensor)
+        self.proposals = [propose(size, proposals, scene.device)]
+
+    def whole(self) -> Any:
+        """From the pyramid to detections."""
+        with torch.no_grad():
+            return self.heads(self.images, self.features, self.proposals)
+
+    def banks(self) -> Any:
+        """FSN's convolutions alone."""
+        with torch.no_grad():
+            chosen = {name: self.features[name] for name in self.heads.box_in_features}
+            return self.heads.box_banks(chosen, self.images.image_sizes)
+
+    def pooling(self) -> Callable[[], Tensor]:
+        """Pooling and merge alone."""
+        maps = self.banks() if hasattr(self.heads, "box_banks") else self.features
+        levels = [maps[name] for name in self.heads.box_in_features]
+        boxes = [p.proposal_boxes for p in self.proposals]
+
+        def pool() -> Tensor:
+            with torch.no_grad():
+                return self.heads.box_pooler(levels, boxes)
+
+        return pool
+
+
+def propose(size: tuple[int, int], count: int, device: str) -> Instances:
+    """Boxes of log-uniform sides, a few pixels to the whole image, as a region proposal network
+    gives them.
+    """
+    rng = torch.Generator().manual_seed(0)
+    extent = torch.tensor([size[1], size[0]])
+    sides = 8 * (extent / 8) ** torch.rand(count, 2, generator=rng)
+    corner = torch.rand(count, 2, generator=rng) * (extent - sides)
+    proposal = Instances(size)
+    proposal.proposal_boxes = Boxes(torch.cat([corner, corner + sides], dim=1).to(device))
+    proposal.objectness_logits = torch.zeros(count, device=device)
+    return proposal
+
+
+def parameters_of(model: GeneralizedRCNN) -> dict[str, int]:
+    """Of the whole RoI stage, and of what follows the pooling."""
+    heads = model.roi_heads
+    behind = [heads.box_head, heads.box_predictor]
+    return {
+        "stage": sum(p.numel() for p in heads.parameters()),
+        "behind pooling": sum(p.numel() for part in behind for p in part.parameters()),
+    }
+
+
+# ---------------------------------------------------------------------------- comparisons
+
+
+def compare(scene: Scene, name: str, calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Times the calls in turns; the ratio is the first one's time over the second one's."""
+    for call in calls.values():
+        call()
+    contenders = {label: Contender(call, scene.threads) for label, call in calls.items()}
+    times = take_turns(contenders, clock_of(scene.device), 0.0, (scene.rounds, scene.rounds))
+    first, second = list(times.values())[:2]
+    peaks = {label: memory_of(call, scene.device).peak for label, call in calls.items()}
+    return {
+        "name": name,
+        "rounds": scene.rounds,
+        "seconds": {label: spread(values)._asdict() for label, values in times.items()},
+        "ratio": ratio(first, second)._asdict(),
+        "memory": peaks,
+    }
+
+
+def compare_models(scene: Scene, models: dict[str, GeneralizedRCNN]) -> list[dict[str, Any]]:
+    batch = draw_batch(scene.images, scene.height, scene.width, instances=20)
+    for model in models.values():
+        model.eval()
+    detect = {name: inference(model, batch[:1]) for name, model in models.items()}
+    rows = [compare(scene, "inference", detect)]
+    stages = {name: Stage(model, scene, scene.proposals) for name, model in models.items()}
+    whole = {name: stage.whole for name, stage in stages.items()}
+    parts = {"fsn: banks": stages["fsn"].banks, "fsn: pooling": stages["fsn"].pooling()}
+    parts["faster_rcnn: pooling"] = stages["faster_rcnn"].pooling()
+    rows.append(compare(scene, "RoI stage", {**whole, **parts}))
+    for model in models.values():
+        model.train()
+    steps = {
+        name: training_step(model, still_optimizer(model), batch) for name, model in models.items()
+    }
+    return [*rows, compare(scene, "training step", steps)]
+
+
+def scaling(scene: Scene) -> list[dict[str, Any]]:
+    """Pooling and merge by the number of proposals, and by the number of sub-regions."""
+    calls: dict[tuple[int, int], Callable[[], Any]] = {}
+    for grid in GRIDS:
+        model = build(scene, "fsn", "MODEL.FSN.GRID", str(grid)).eval()
+        multiples = MULTIPLES if grid == 3 else (1,)
+        counts = [int(multiple * scene.proposals) for multiple in multiples]
+        calls |= {(count, grid): Stage(model, scene, count).pooling() for count in counts}
+    for call in calls.values():
+        call()
+    contenders = {str(key): Contender(call, scene.threads) for key, call in calls.items()}
+    rounds = 3 * scene.rounds
+    times = take_turns(contenders, clock_of(scene.device), 0.0, (rounds, rounds))
+    return [
+        {"proposals": count, "grid": grid, "seconds": spread(times[str((count, grid))])._asdict()}
+        for count, grid in calls
+    ]
+
+
+# ---------------------------------------------------------------------------- report
+
+
+def show(values: dict[str, float]) -> str:
+    return f"{values['median']:.4f} ({values['q1']:.4f}-{values['q3']:.4f})"
+
+
+def lines_of(row: dict[str, Any]) -> list[str]:
+    lines = [f"{row['name']}   ({row['rounds']} rounds; median and quartiles)"]
+    for label, seconds in row["seconds"].items():
+        lines.append(f"  {label:22} {show(seconds)} s   {row['memory'][label] / MIB:8.1f} MiB")
+    return [*lines, f"  faster_rcnn / fsn      {show(row['ratio'])}"]
+
+
+def scaling_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["pooling and merge alone"]
+    for row in rows:
+        count, grid, seconds = row["proposals"], row["grid"], row["seconds"]["median"]
+        each = seconds / count * 1e6
+        lines.append(
+            f"  {grid} x {grid} sub-regions, {count:5} proposals: {seconds * 1e3:.2f} ms, "
+            f"{each:.2f} us each"
+        )
+    return lines
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        scene = scene_of(args)
+        models = {name: build(scene, name) for name in CONFIGS}
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    torch.set_num_threads(scene.threads)
+    about = facts(scene.device, scene.threads)
+    print(f"{about['gpu'] or about['cpu']}, threads {scene.threads}; torch {about['torch']}")
+    parameters = {name: parameters_of(model) for name, model in models.items()}
+    for name, counts in parameters.items():
+        print(f"parameters of {name}: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
+    rows = compare_models(scene, models)
+    by_size = scaling(scene)
+    print("\n".join([line for row in rows for line in lines_of(row)] + scaling_lines(by_size)))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    report = {
+        "facts": about,
+        "settings": asdict(scene),
+        "parameters": parameters,
+        "rows": rows,
+        "scaling": by_size,
+    }
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{args.out} written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The benchmark of whole models: it runs, and both models get the same work."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "model.py"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    threads = torch.get_num_threads()
+
+    def run(*arguments: str, name: str = "__main__") -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["model.py", *arguments])
+        return runpy.run_path(str(SCRIPT), run_name=name)
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_the_command_prints_ratios_and_writes_json(
+    script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "folder" / "results.json"
+    script("--quick", "--threads", "1", "--out", str(out))
+    report = json.loads(out.read_text())
+    assert [row["name"] for row in report["rows"]] == ["inference", "RoI stage", "training step"]
+    for row in report["rows"]:
+        slow, fast = row["seconds"]["faster_rcnn"], row["seconds"]["fsn"]
+        assert row["ratio"]["median"] == pytest.approx(slow["median"] / fast["median"])
+        assert all(peak > 0 for peak in row["memory"].values())
+    # 7 * 7 bins of 256 or 40 channels into 1024, once more into 1024, 80 classes.
+    predictor = 1024 * (81 + 320) + 81 + 320
+    two_layers = 256 * 49 * 1024 + 1024 + 1024 * 1024 + 1024
+    behind = {name: counts["behind pooling"] for name, counts in report["parameters"].items()}
+    assert behind == {
+        "faster_rcnn": two_layers + predictor,
+        "fsn": 40 * 49 * 1024 + 1024 + predictor,
+    }
+    assert {(row["proposals"], row["grid"]) for row in report["scaling"]} == {
+        *((count, 3) for count in (10, 20, 40, 80)),
+        (20, 1),
+        (20, 5),
+    }
+    assert capsys.readouterr().out.count("faster_rcnn / fsn") == 3
+
+
+def test_every_model_gets_the_proposals_that_are_asked_for(script) -> None:
+    parts = script("--quick", name="benchmark")
+    scene = parts["scene_of"](parts["parse_args"]())
+    model = parts["build"](scene, "fsn").eval()
+    (sample,) = parts["draw_batch"](1, scene.height, scene.width, 5)
+    images = model.preprocess_image([sample])
+    with torch.no_grad():
+        proposals, _ = model.proposal_generator(images, model.backbone(images.tensor))
+    assert len(proposals[0]) == scene.proposals == 20
+
+
+def test_given_proposals_lie_in_the_image(script) -> None:
+    boxes = script(name="benchmark")["propose"]((100, 300), 500, "cpu").proposal_boxes
+    assert len(boxes) == 500 and boxes.nonempty(7.9).all()
+    x1, y1, x2, y2 = boxes.tensor.unbind(1)
+    assert min(x1.min(), y1.min()) >= 0 and x2.max() <= 300 and y2.max() <= 100
+
+
+@pytest.mark.parametrize("wrong", [["--rounds", "1"], ["--proposals", "0"], ["A.KEY", "1"]])
+def test_wrong_arguments_are_one_line(script, wrong: list[str]) -> None:
+    with pytest.raises(SystemExit, match="error: "):
+        script("--quick", *wrong)
