@@ -2,8 +2,8 @@
 """Measures what FSN saves from end to end: Faster R-CNN and FSN take turns in one process.
 
 Inference, a training step, and the RoI stage alone, which is everything between the pyramid and the
-predictions, the banks' convolutions included and listed. Weights are random and no proposal is
-suppressed, so that both detectors work on the same number of proposals. The tables go to the
+predictions, the banks' convolutions included and listed. Weights are random; the
+proposals are anchors and none is suppressed, so that both detectors work on as many as asked for. The tables go to the
 screen, everything to a JSON file:
 
   facts       machine, versions, commit, command line
@@ -113,7 +113,9 @@ def build(scene: Scene, name: str, *opts: str) -> GeneralizedRCNN:
     fixed = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", scene.device]
     config = str(ROOT / "configs" / CONFIGS[name])
     torch.manual_seed(0)
-    return build_model(load_config(config, [*fixed, *keys, *scene.opts, *opts]))
+    model = build_model(load_config(config, [*fixed, *keys, *scene.opts, *opts]))
+    torch.nn.init.zeros_(model.proposal_generator.rpn_head.anchor_deltas.weight)
+    return model
 
 
 # ---------------------------------------------------------------------------- the RoI stage
