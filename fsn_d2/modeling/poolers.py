@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
@@ -13,6 +15,23 @@ from .attention_banks import SelectiveMaps
 from .bank_pooler import levels_of
 from .merges import Merge
 from .selection import nearest_ratio, sub_region_in_image, sub_region_in_roi
+
+
+class Reading(NamedTuple):
+    """What a pooler read for K RoIs, part by part.
+
+    Attributes:
+        roi: Tensor[K, C, PH, PW], plain pooling.
+        attention: of each bank in use, sub-regions first, Tensor[K, C, PH, PW].
+        bank_index: of each bank in use, the map that every bin read, int64 Tensor[K, PH, PW].
+        refined: Tensor[K, C, PH, PW], their merge.
+    """
+
+    roi: Tensor
+    attention: list[Tensor]
+    bank_index: list[Tensor]
+    refined: Tensor
+
 
 SUB_REGION_READINGS = ("none", "roi", "image")
 POOLINGS = ("fused", "composed")
@@ -108,11 +127,28 @@ class SelectiveROIPooler(nn.Module):
         banks = self._banks(maps, rois)
         levels = levels_of(self.roi_pooler, box_lists)
         if self.is_fused:
-            roi_feature = Source([m.roi.unsqueeze(1) for m in maps], self._only_map(rois))
-            sources = [roi_feature, *banks]
+            sources = [self._roi_feature(maps, rois), *banks]
             return self.merge.finish(self._pool(sources, rois, levels, self.merge.pooled_as))
         roi = self.roi_pooler([m.roi for m in maps], box_lists)
         return self.merge(roi, [self._pool([bank], rois, levels, "sum") for bank in banks])
+
+    def read(self, maps: list[SelectiveMaps], box_lists: list[Boxes]) -> Reading:
+        """What `forward` merges, part by part.
+
+        Args:
+            maps, box_lists: as there.
+        """
+        rois = convert_boxes_to_pooler_format(box_lists)
+        banks = self._banks(maps, rois)
+        levels = levels_of(self.roi_pooler, box_lists)
+        sources = [self._roi_feature(maps, rois), *banks]
+        pooled = self._pool(sources, rois, levels, "stack")
+        roi, *attention = pooled.chunk(len(sources), dim=1)
+        if not self.is_fused:
+            roi = self.roi_pooler([m.roi for m in maps], box_lists)
+        shape = (len(rois), *self.output_size)
+        bank_index = [bank.bank_index.expand(shape) for bank in banks]
+        return Reading(roi, attention, bank_index, self.merge(roi, attention))
 
     def _banks(self, maps: list[SelectiveMaps], rois: Tensor) -> list[Source]:
         """The banks in use, and which of their maps the RoIs read."""
@@ -126,8 +162,9 @@ class SelectiveROIPooler(nn.Module):
             banks.append(Source(levels, nearest_ratio(rois, self.ratios)))
         return banks
 
-    def _only_map(self, rois: Tensor) -> Tensor:
-        return torch.zeros(1, 1, 1, dtype=torch.int64, device=rois.device)
+    def _roi_feature(self, maps: list[SelectiveMaps], rois: Tensor) -> Source:
+        only_map = torch.zeros(1, 1, 1, dtype=torch.int64, device=rois.device)
+        return Source([m.roi.unsqueeze(1) for m in maps], only_map)
 
     def _sub_region_index(self, maps: list[SelectiveMaps], rois: Tensor) -> Tensor:
         if self.sub_region == "roi":

@@ -350,3 +350,28 @@ def test_other_pooler_types_are_composed_and_unknown_poolings_refused() -> None:
     assert not make_pooler(pooler_type="ROIPool").is_fused
     with pytest.raises(ValueError, match=r"MODEL\.FSN\.POOLING must be one of .* got 'fast'"):
         make_pooler(pooling="fast")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooler_type", ["ROIAlignV2", "ROIPool"])
+@pytest.mark.parametrize("merge", ["concat", "multiply", "sum"])
+def test_reading_gives_the_parts_of_what_is_merged(
+    pooler_type: str, merge: str, box_lists: list[Boxes]
+) -> None:
+    torch.manual_seed(0)
+    pooler = make_pooler(pooler_type=pooler_type, merge=merge)
+    maps = random_maps(PYRAMID)
+    reading = pooler.read(maps, box_lists)
+    torch.testing.assert_close(reading.refined, pooler(maps, box_lists), atol=1e-5, rtol=1e-4)
+    plain = ROIPooler(7, PYRAMID, 2, pooler_type)([m.roi for m in maps], box_lists)
+    torch.testing.assert_close(reading.roi, plain, atol=1e-5, rtol=1e-4)
+    bilinear = ROIPooler(7, PYRAMID, 2, "ROIAlignV2")
+    expected = literal_attention(maps, box_lists, bilinear, "roi", 3)
+    for found, wanted in zip(reading.attention, expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    sub_region, ratio = reading.bank_index
+    assert sub_region.shape == ratio.shape == (*reading.roi.shape[:1], 7, 7)
+    assert sub_region[0, 0].tolist() == [0, 0, 1, 1, 1, 2, 2]  # 7 bins over 3 sub-regions
+    boxes = Boxes.cat(box_lists).tensor
+    tall = (boxes[:, 3] - boxes[:, 1]) > 1.4143 * (boxes[:, 2] - boxes[:, 0])
+    assert torch.equal(ratio[:, 0, 0] == 2, tall)
