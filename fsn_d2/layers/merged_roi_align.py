@@ -25,6 +25,11 @@ class Source(NamedTuple):
     bank_index: Tensor
     origins: Sequence[tuple[int, int]] = ()
 
+    def of_rois(self, part: slice, count: int) -> Source:
+        """The same for a part of `count` RoIs."""
+        is_per_roi = self.bank_index.dim() == 3 and len(self.bank_index) == count
+        return self._replace(bank_index=self.bank_index[part]) if is_per_roi else self
+
 
 def merged_roi_align(
     sources: Sequence[Source],

@@ -33,6 +33,17 @@ class Reading(NamedTuple):
     refined: Tensor
 
 
+# RoIs pooled at a time in inference on a CPU. What they pool side by side then takes less than the
+# 32 MiB which the C library asks of the system anew each time, and that costs more than to pool.
+PORTION = 512
+
+
+def _may_be_portioned(rois: Tensor) -> bool:
+    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    return rois.device.type == "cpu" and len(rois) > PORTION
+
+
 SUB_REGION_READINGS = ("none", "roi", "image")
 POOLINGS = ("fused", "composed")
 
@@ -127,10 +138,29 @@ class SelectiveROIPooler(nn.Module):
         banks = self._banks(maps, rois)
         levels = levels_of(self.roi_pooler, box_lists)
         if self.is_fused:
-            sources = [self._roi_feature(maps, rois), *banks]
-            return self.merge.finish(self._pool(sources, rois, levels, self.merge.pooled_as))
+            return self._pool_and_merge([self._roi_feature(maps, rois), *banks], rois, levels)
         roi = self.roi_pooler([m.roi for m in maps], box_lists)
         return self.merge(roi, [self._pool([bank], rois, levels, "sum") for bank in banks])
+
+    def _pool_and_merge(self, sources: list[Source], rois: Tensor, levels: Tensor | None) -> Tensor:
+        def refine(sources: list[Source], rois: Tensor, levels: Tensor | None) -> Tensor:
+            pooled = self._pool(sources, rois, levels, self.merge.pooled_as)
+            return self.merge.finish(pooled)
+
+        if self.merge.pooled_as != "stack" or not _may_be_portioned(rois):
+            return refine(sources, rois, levels)
+        count = len(rois)
+        portions = [slice(first, first + PORTION) for first in range(0, count, PORTION)]
+        return torch.cat(
+            [
+                refine(
+                    [source.of_rois(part, count) for source in sources],
+                    rois[part],
+                    None if levels is None else levels[part],
+                )
+                for part in portions
+            ]
+        )
 
     def read(self, maps: list[SelectiveMaps], box_lists: list[Boxes]) -> Reading:
         """What `forward` merges, part by part.

@@ -375,3 +375,26 @@ def test_reading_gives_the_parts_of_what_is_merged(
     boxes = Boxes.cat(box_lists).tensor
     tall = (boxes[:, 3] - boxes[:, 1]) > 1.4143 * (boxes[:, 2] - boxes[:, 0])
     assert torch.equal(ratio[:, 0, 0] == 2, tall)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scales", [PYRAMID, (1 / 16,)], ids=["pyramid", "one level"])
+@pytest.mark.parametrize("sub_region", ["roi", "image"])
+def test_many_rois_are_pooled_in_portions_that_make_no_difference(
+    scales: tuple, sub_region: str, random_boxes: Callable[..., Boxes], monkeypatch
+) -> None:
+    torch.manual_seed(0)
+    pooler = make_pooler(scales=scales, sub_region=sub_region)
+    maps = random_maps(scales)
+    box_lists = [random_boxes(700, *size, least=8, seed=i) for i, size in enumerate(IMAGE_SIZES)]
+    sizes = []
+    finish = pooler.merge.finish
+    monkeypatch.setattr(
+        pooler.merge, "finish", lambda pooled: (sizes.append(len(pooled)), finish(pooled))[1]
+    )
+    portioned = pooler(maps, box_lists)
+    assert sizes == [512, 512, 376]
+    with torch.enable_grad():
+        whole = pooler(maps, box_lists)
+    assert sizes[3:] == [1400]
+    torch.testing.assert_close(portioned, whole, atol=1e-5, rtol=1e-5)
