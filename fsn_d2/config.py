@@ -49,6 +49,12 @@ def add_fsn_config(cfg: CfgNode) -> None:
     # results are equal. On a CPU the whole fused pass takes less time than Detectron2's pooler for
     # the feature alone (benchmarks/op.py, rows stage and plain).
     fsn.POOLING = "fused"
+    # A loss that is infinite or not a number: "stop" the training, naming the images; or "skip" the
+    # batch, counted as skipped_batches in the metrics. Our choice: stop.
+    cfg.SOLVER.NONFINITE = "stop"
+    # The same SEED gives the same weights, bit for bit (docs/training.md says on what). Needs
+    # SEED >= 0; algorithms that cannot do it are refused. Off by default: it can be slower.
+    cfg.DETERMINISTIC = False
     add_rfcn_config(cfg)
     add_light_head_config(cfg)
     add_fsaf_config(cfg)

@@ -13,7 +13,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from .source import Source
 from .wording import shorten
 
-__all__ = ["check_classes", "choose_classes"]
+__all__ = ["check_classes", "choose_classes", "num_classes"]
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,12 @@ def _check_num_classes(cfg: CfgNode, classes: list[str]) -> None:
             f"MODEL.{key}.NUM_CLASSES is {number}, but the data has {len(classes)} classes "
             f"({shorten(classes)}). Set MODEL.{key}.NUM_CLASSES {len(classes)}."
         )
+
+
+def num_classes(cfg: CfgNode) -> int:
+    """How many classes the model of the config has."""
+    key = _num_classes_key(cfg) or "ROI_HEADS"
+    return int(cfg.MODEL[key].NUM_CLASSES)
 
 
 def _num_classes_key(cfg: CfgNode) -> str | None:

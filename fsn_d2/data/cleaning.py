@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
+from .image_header import MAX_PIXELS, check_header
+from .paths import leaves
 from .source import Coco, Source
 from .wording import shorten
 
@@ -19,6 +21,8 @@ __all__ = ["Findings", "clean", "describe"]
 
 NO_AREA = "boxes without area in the image, skipped"
 UNREADABLE = "images that cannot be read, skipped"
+TOO_LARGE = "images of more pixels than INPUT.MAX_PIXELS, skipped"
+OUTSIDE = "images outside the set's folder, skipped (DATASETS.ALLOW_OUTSIDE True takes them)"
 WRONG_SIZE = "images whose size is not the annotated one, real size taken"
 NO_IMAGE = "annotations of images that are not listed, skipped"
 REPEATED = "image ids listed more than once, taken once"
@@ -29,7 +33,14 @@ CLIP_SLACK = 0.1  # pixels
 Findings = defaultdict[str, list[str]]  # kind of defect -> the images concerned
 
 
-def clean(source: Source, classes: list[str], *, decode: bool) -> tuple[Coco, Findings]:
+def clean(
+    source: Source,
+    classes: list[str],
+    *,
+    decode: bool,
+    max_pixels: int = MAX_PIXELS,
+    allow_outside: bool = False,
+) -> tuple[Coco, Findings]:
     """Takes out what cannot be used, and brings the categories into the order of the classes.
 
     Args:
@@ -37,6 +48,8 @@ def clean(source: Source, classes: list[str], *, decode: bool) -> tuple[Coco, Fi
         classes: the class list in use.
         decode: decode every image in full. Without it only headers are read, and a file cut off
             later is not noticed.
+        max_pixels: ``INPUT.MAX_PIXELS``; an image whose header says more is not decoded.
+        allow_outside: ``DATASETS.ALLOW_OUTSIDE``; take images that lie outside their folder.
 
     Returns:
         The cleaned COCO json, equal to the source's if nothing was amiss, and what was found.
@@ -47,7 +60,10 @@ def clean(source: Source, classes: list[str], *, decode: bool) -> tuple[Coco, Fi
     findings: Findings = defaultdict(list)
     if source.repeated:
         findings[REPEATED] = list(source.repeated)
-    images = _clean_images(source, findings, decode=decode)
+    if source.outside:
+        findings[OUTSIDE] = list(source.outside)
+    look = partial(_look_at, decode=decode, max_pixels=max_pixels, allow_outside=allow_outside)
+    images = _clean_images(source, findings, partial(look, source.image_root))
     if not images:
         raise ValueError(
             f"Data set {source.spec.name!r}: none of its {len(source.coco['images'])} images can "
@@ -69,16 +85,17 @@ def describe(findings: Findings) -> str:
     )
 
 
-def _clean_images(source: Source, findings: Findings, *, decode: bool) -> list[Coco]:
+def _clean_images(
+    source: Source, findings: Findings, look: Callable[[str], tuple[int, int] | str]
+) -> list[Coco]:
     images = source.coco["images"]
-    paths = [source.image_root / image["file_name"] for image in images]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        sizes = list(pool.map(partial(_image_size, decode=decode), paths))
+        sizes = list(pool.map(look, [image["file_name"] for image in images]))
     kept = []
     for image, size in zip(images, sizes, strict=True):
         declared = (image.get("width"), image.get("height"))
-        if size is None:
-            findings[UNREADABLE].append(image["file_name"])
+        if isinstance(size, str):
+            findings[size].append(image["file_name"])
             continue
         if size != declared and None not in declared:
             findings[WRONG_SIZE].append(image["file_name"])
@@ -86,16 +103,23 @@ def _clean_images(source: Source, findings: Findings, *, decode: bool) -> list[C
     return kept
 
 
-def _image_size(path: Path, *, decode: bool) -> tuple[int, int] | None:
-    """Width and height as Detectron2's `read_image` gives them, None for an unreadable file."""
+def _look_at(
+    folder: Path, name: str, *, decode: bool, max_pixels: int, allow_outside: bool
+) -> tuple[int, int] | str:
+    """Width and height as Detectron2's `read_image` gives them, or the defect of the image."""
     try:
-        with Image.open(path) as image:
+        if not allow_outside and leaves(folder, name):
+            return OUTSIDE
+        with Image.open(folder / name) as image:
+            check_header(image, max_pixels)
             width, height = image.size
             turned = _exif_orientation(image) >= 5
             if decode:
                 image.load()
+    except Image.DecompressionBombError:
+        return TOO_LARGE
     except Exception:  # Pillow's decoders raise nearly any type on a broken file
-        return None
+        return UNREADABLE
     return (height, width) if turned else (width, height)
 
 

@@ -25,6 +25,7 @@ from detectron2.data.datasets import register_coco_instances
 from .classes import check_classes, choose_classes
 from .cleaning import clean, describe
 from .coco_source import read_coco
+from .image_header import MAX_PIXELS
 from .source import Coco, Source
 from .specs import SPEC_SYNTAX, DatasetSpec, parse_spec
 from .voc_source import read_voc
@@ -42,12 +43,14 @@ def register_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     user's) are left alone; their files, classes and number of classes are checked as far as
     Detectron2's catalogs tell without opening a file.
 
-    Boxes without area, unreadable images and similar defects are skipped and counted in one
-    warning per set. A set that was changed by this, and every VOC set, is written to
-    ``<OUTPUT_DIR>/datasets/`` as a COCO json, which training and evaluation then both use.
+    Boxes without area, unreadable images, images outside the set's folder and similar defects are
+    skipped and counted in one warning per set. A set that was changed by this, and every VOC set,
+    is written to ``<OUTPUT_DIR>/datasets/`` as a COCO json, which training and evaluation then
+    both use.
 
     Args:
-        cfg: reads ``DATASETS.TRAIN``, ``DATASETS.TEST``, ``DATASETS.CLASSES``, ``OUTPUT_DIR``,
+        cfg: reads ``DATASETS.TRAIN``, ``DATASETS.TEST``, ``DATASETS.CLASSES``,
+            ``DATASETS.ALLOW_OUTSIDE``, ``INPUT.MAX_PIXELS``, ``OUTPUT_DIR``,
             ``MODEL.META_ARCHITECTURE`` and the ``NUM_CLASSES`` that this architecture uses.
         eval_only: training sets serve only to find the classes and may be absent.
 
@@ -62,15 +65,16 @@ def register_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     for name in needed:
         if name not in specs:
             _check_registered_files(name)
-    sources = {name: _read(spec, annotated=name in train) for name, spec in specs.items()}
+    outside = cfg.DATASETS.get("ALLOW_OUTSIDE", False)
+    sources = {n: _read(s, annotated=n in train, outside=outside) for n, s in specs.items()}
     if eval_only and not cfg.DATASETS.get("CLASSES", []):
-        sources = _read_if_there(set(train) - set(test)) | sources
+        sources = _read_if_there(set(train) - set(test), outside=outside) | sources
     classes = choose_classes(cfg, train, test, sources)
     if classes is None:
         return
     check_classes(cfg, needed, sources, classes)
     for name in specs:
-        _register(sources[name], classes, Path(cfg.OUTPUT_DIR), decode=name in test)
+        _register(sources[name], classes, cfg, decode=name in test)
 
 
 def _look_up(name: str) -> DatasetSpec | None:
@@ -109,29 +113,38 @@ def _check_registered_files(name: str) -> None:
             )
 
 
-def _read_if_there(names: Iterable[str]) -> dict[str, Source]:
+def _read_if_there(names: Iterable[str], *, outside: bool) -> dict[str, Source]:
     """Reads the specs among the names whose files are there."""
     sources = {}
     for name in names:
         spec = parse_spec(name)
         with contextlib.suppress(FileNotFoundError):
             if spec is not None:
-                sources[name] = _read(spec, annotated=False)
+                sources[name] = _read(spec, annotated=False, outside=outside)
     return sources
 
 
-def _read(spec: DatasetSpec, *, annotated: bool) -> Source:
-    return read_coco(spec, annotated=annotated) if spec.kind == "coco" else read_voc(spec)
+def _read(spec: DatasetSpec, *, annotated: bool, outside: bool) -> Source:
+    if spec.kind == "coco":
+        return read_coco(spec, annotated=annotated)
+    return read_voc(spec, allow_outside=outside)
 
 
-def _register(source: Source, classes: list[str], output_dir: Path, *, decode: bool) -> None:
+def _register(source: Source, classes: list[str], cfg: CfgNode, *, decode: bool) -> None:
     spec = source.spec
-    cleaned, findings = clean(source, classes, decode=decode)
+    cleaned, findings = clean(
+        source,
+        classes,
+        decode=decode,
+        max_pixels=cfg.INPUT.get("MAX_PIXELS", MAX_PIXELS),
+        allow_outside=cfg.DATASETS.get("ALLOW_OUTSIDE", False),
+    )
     if findings:
         logger.warning("Data set %s: %s.", spec.name, describe(findings))
     json_file = spec.path
     if spec.kind == "voc" or cleaned != source.coco:
-        json_file = _write_json(cleaned, output_dir / "datasets" / f"{_safe_name(spec.name)}.json")
+        folder = Path(cfg.OUTPUT_DIR) / "datasets"
+        json_file = _write_json(cleaned, folder / f"{_safe_name(spec.name)}.json")
     for catalog in (DatasetCatalog, MetadataCatalog):
         if spec.name in catalog:
             catalog.remove(spec.name)

@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, MapDataset
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
+from .image_header import MAX_PIXELS, check_header
+
 __all__ = ["TolerantMapper", "read_image"]
 
 logger = logging.getLogger(__name__)
 
 
-def read_image(file_name: str, image_format: str) -> np.ndarray:
+def read_image(file_name: str, image_format: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads an image as Detectron2's `read_image` does, except for 16-bit gray.
 
     Palette, RGBA (alpha dropped), gray, bilevel, CMYK and 16-bit colour files come out right
@@ -35,11 +38,18 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     Args:
         file_name: path of the file.
         image_format: ``INPUT.FORMAT``, for instance ``"BGR"``.
+        max_pixels: ``INPUT.MAX_PIXELS``, compared with the header's size before anything is
+            decoded.
 
     Returns:
         Array [H, W, channels] of the format, turned as its EXIF orientation says.
+
+    Raises:
+        PIL.Image.DecompressionBombError, ValueError: as `check_header`.
+        Exception: of nearly any type, where the file is broken.
     """
     with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        check_header(image, max_pixels)
         if not image.mode.startswith("I"):  # I;16, I;16B, I: 16 bits or more
             return utils.read_image(file_name, format=image_format)
         values = np.asarray(ImageOps.exif_transpose(image), dtype=np.float32)
@@ -50,17 +60,25 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
 class TolerantMapper(DatasetMapper):
     """Detectron2's `DatasetMapper`, for data as it comes.
 
-    In training an image that cannot be decoded gives None, for which Detectron2's `MapDataset`
-    takes another image at random. The first one is warned of; the count of failed reads (of this
-    process; an image counts each time it is met) is logged at powers of two. In inference it
-    raises OSError naming the file. Arguments are those of `DatasetMapper`.
+    In training an image that cannot be decoded, or that `check_header` refuses, gives None, for
+    which Detectron2's `MapDataset` takes another image at random. The first one is warned of; the
+    count of failed reads (of this process; an image counts each time it is met) is logged at
+    powers of two. In inference it raises OSError naming the file. Arguments are those of
+    `DatasetMapper`, and `max_pixels` (``INPUT.MAX_PIXELS``).
     """
 
     _failures = 0
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    @configurable
+    def __init__(self, *args: Any, max_pixels: int = MAX_PIXELS, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.max_pixels = max_pixels
         _repair_map_dataset()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        max_pixels = cfg.INPUT.get("MAX_PIXELS", MAX_PIXELS)
+        return {**super().from_config(cfg, is_train), "max_pixels": max_pixels}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """Maps one record of Detectron2's standard form to a model input, or to None."""
@@ -69,7 +87,7 @@ class TolerantMapper(DatasetMapper):
             return None
         sample = copy.deepcopy(dataset_dict)
         utils.check_image_size(sample, image)
-        aug_input = T.AugInput(image, sem_seg=_read_sem_seg(sample))
+        aug_input = T.AugInput(image, sem_seg=_read_sem_seg(sample, self.max_pixels))
         transforms = self.augmentations(aug_input)
         image_shape = aug_input.image.shape[:2]
         sample["image"] = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
@@ -87,7 +105,7 @@ class TolerantMapper(DatasetMapper):
 
     def _read(self, file_name: str) -> np.ndarray | None:
         try:
-            return read_image(file_name, self.image_format)
+            return read_image(file_name, self.image_format, self.max_pixels)
         except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
             if not self.is_train:
                 raise OSError(
@@ -109,9 +127,13 @@ class TolerantMapper(DatasetMapper):
             logger.info("%d reads of images failed so far, last %s.", self._failures, file_name)
 
 
-def _read_sem_seg(sample: dict[str, Any]) -> np.ndarray | None:
+def _read_sem_seg(sample: dict[str, Any], max_pixels: int) -> np.ndarray | None:
     file_name = sample.pop("sem_seg_file_name", None)
-    return None if file_name is None else utils.read_image(file_name, "L").squeeze(2)
+    if file_name is None:
+        return None
+    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        check_header(image, max_pixels)
+    return utils.read_image(file_name, "L").squeeze(2)
 
 
 class _SetSampler(random.Random):

@@ -23,6 +23,7 @@ class Source:
         image_root: the folder that image file names are relative to.
         used: for each class that has a box, a file that names it.
         repeated: image ids that the split file holds more than once (VOC).
+        outside: image ids whose annotation lies outside the folder of annotations (VOC); not read.
     """
 
     spec: DatasetSpec
@@ -30,6 +31,7 @@ class Source:
     image_root: Path
     used: dict[str, Path]
     repeated: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
 
     @property
     def listed(self) -> list[str]:

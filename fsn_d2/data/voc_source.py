@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .paths import leaves
 from .source import Coco, Source
 from .specs import DatasetSpec, require_path
 
@@ -17,7 +18,7 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 VocObject = tuple[str, list[float]]  # class name; x, y, width, height in pixels
 
 
-def read_voc(spec: DatasetSpec) -> Source:
+def read_voc(spec: DatasetSpec, *, allow_outside: bool = False) -> Source:
     """Reads the split of a spec ``voc://VOCroot:split`` into the COCO form.
 
     Two conventions are those of Detectron2's `load_voc_instances`: coordinates are 1-based
@@ -27,6 +28,8 @@ def read_voc(spec: DatasetSpec) -> Source:
 
     Args:
         spec: of the kind "voc".
+        allow_outside: read annotations that lie outside the folder of annotations too, where the
+            split file or a link leads there. Otherwise their ids are listed in `Source.outside`.
 
     Raises:
         FileNotFoundError: a folder, the split file or the annotation of an image is missing.
@@ -37,14 +40,16 @@ def read_voc(spec: DatasetSpec) -> Source:
     require_path(annotations, "folder of annotations", spec, folder=True)
     require_path(image_root, "folder of images", spec, folder=True)
     counts = Counter(_read_split(spec))
-    files = {i: annotations / f"{i}.xml" for i in counts}
+    read = [i for i in counts if allow_outside or not leaves(annotations, f"{i}.xml")]
+    files = {i: annotations / f"{i}.xml" for i in read}
     parsed = [_read_xml(file, i, image_root) for i, file in files.items()]
     used: dict[str, Path] = {}
     for file, (_, objects) in zip(files.values(), parsed, strict=True):
         for name, _ in objects:
             used.setdefault(name, file)
     repeated = [i for i, count in counts.items() if count > 1]
-    return Source(spec, _voc_to_coco(parsed, used), image_root, used, repeated)
+    outside = [i for i in counts if i not in files]
+    return Source(spec, _voc_to_coco(parsed, used), image_root, used, repeated, outside)
 
 
 def _read_split(spec: DatasetSpec) -> list[str]:

@@ -16,8 +16,10 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_fsn_config
-from ..data import register_datasets, register_digits
+from ..data import check_proposal_files, register_datasets, register_digits
 from ..modeling.backbone import adopt_input_statistics
+from .config_files import merge_config_file
+from .determinism import apply_determinism
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
         raise FileNotFoundError(f"--config-file: {config_file} does not exist.")
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            merge_config_file(cfg, config_file)
         cfg.merge_from_list(opts or [])
     except (AssertionError, KeyError) as error:  # what yacs raises for unknown keys
         raise ValueError(
@@ -71,12 +73,14 @@ def setup(args: Namespace) -> CfgNode:
     """
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
+    apply_determinism(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="fsn_d2")
     if cfg.MODEL.DEVICE == "cpu":
         logger.info("Running on the CPU: no GPU was found, or MODEL.DEVICE says so.")
     register_digits()
     register_datasets(cfg, eval_only=args.eval_only)
+    check_proposal_files(cfg, eval_only=args.eval_only)
     return cfg
 
 

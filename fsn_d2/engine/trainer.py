@@ -1,26 +1,47 @@
-"""The trainer: Detectron2's default one, with this project's data mapper and evaluators."""
+"""The trainer: Detectron2's default one, for data as it comes, and for interruptions."""
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import weakref
 from collections import OrderedDict
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, print_csv_format, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..checkpoint import Checkpointer
+from ..checkpoint.writing import disk_is_full, remove_leftovers
 from ..data import TolerantMapper
 from ..evaluation import build_evaluator
+from .interruption import StopSignal, ignore_first_sigterm
+from .memory import PeakMemory
+from .nonfinite import BatchSkipped, NonFiniteLoss
+from .random_state import set_random_state
+from .saving import Checkpoint, CheckpointAfterEvaluation
+from .training_stream import TrainingStream, build_training_stream
 from .weights import load_weights, resume_or_load
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """DefaultTrainer for COCO and VOC data, with test-time augmentation."""
+    """DefaultTrainer for COCO and VOC data, with test-time augmentation.
+
+    A training that was interrupted, by whatever and at any moment, is resumed to the same weights
+    that it would have had otherwise: docs/training.md.
+    """
+
+    iter: int
+    _resumed_from: dict[str, Any] | None = None  # what hooks and checkpointables do not hold
 
     @property
     def last_results(self) -> OrderedDict:
@@ -28,13 +49,15 @@ class Trainer(DefaultTrainer):
         return OrderedDict(getattr(self, "_last_eval_results", {}))
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        return build_detection_train_loader(cfg, mapper=TolerantMapper(cfg, is_train=True))
+    def build_train_loader(cls, cfg: CfgNode) -> TrainingStream:
+        return build_training_stream(cfg, TolerantMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         mapper = TolerantMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader.worker_init_fn = ignore_first_sigterm
+        return loader
 
     @classmethod
     def build_evaluator(
@@ -43,10 +66,97 @@ class Trainer(DefaultTrainer):
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         return build_evaluator(dataset_name, folder)
 
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks and this project's, in the order in which they run.
+
+        A hook that has a state (`state_dict`, `load_state_dict`) finds it again after a resume.
+        One that acts on an evaluation belongs between EvalHook and the writers.
+        """
+        self.checkpointer = self._build_checkpointer()
+        inherited = super().build_hooks()
+        inherited = [h for h in inherited if not isinstance(h, hooks.PeriodicCheckpointer)]
+        evaluation = next(i for i, h in enumerate(inherited) if isinstance(h, hooks.EvalHook))
+        stop, solver, eval_period = StopSignal(), self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
+        saving = (self.checkpointer, solver.CHECKPOINT_PERIOD, eval_period, stop)
+        return [
+            stop,
+            *inherited[:evaluation],
+            NonFiniteLoss(solver.NONFINITE, self.checkpointer),
+            PeakMemory(),
+            Checkpoint(*saving),
+            *inherited[evaluation:],
+            CheckpointAfterEvaluation(*saving),
+        ]
+
+    def _build_checkpointer(self) -> Checkpointer:
+        parts: dict[str, Any] = {"trainer": weakref.proxy(self)}
+        if hasattr(self.data_loader, "state_dict"):  # an overridden build_train_loader's may not
+            parts["data"] = self.data_loader
+        return Checkpointer(self.model, self.cfg.OUTPUT_DIR, **parts)
+
     def resume_or_load(self, resume: bool = True) -> None:
-        resume_or_load(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        """Goes on from the last checkpoint (with `resume`, where there is one), or loads weights.
+
+        Raises:
+            FileNotFoundError, ValueError: the file is missing, broken, or holds no training state.
+        """
+        if comm.is_main_process():
+            for name in remove_leftovers(self.cfg.OUTPUT_DIR):
+                logger.info("Removed %s: it was being written when a training was killed.", name)
+        resume = resume and self.checkpointer.has_checkpoint()
+        rest = resume_or_load(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume:
+            self.checkpointer.last_checkpoint = self.checkpointer.get_checkpoint_file()
             self.start_iter = self.iter + 1
+            self._resumed_from = rest
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration, hooks, optimizer, gradient scaler; Detectron2 v0.6 has the first two alone."""
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "_trainer" not in state:
+            raise ValueError(
+                f"{self.checkpointer.get_checkpoint_file()} holds no optimizer state, so it cannot "
+                "be resumed. Start from its weights: MODEL.WEIGHTS, without --resume."
+            )
+        TrainerBase.load_state_dict(self, state)
+        self._trainer.load_state_dict(state["_trainer"])
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self._resumed_from is not None:
+            self._restore_random_state(self._resumed_from.get("random_states", []))
+            if self._resumed_from.get("hooks_pending", False):
+                self._run_pending_hooks()
+
+    def _restore_random_state(self, states: list[dict[str, Any]]) -> None:
+        if len(states) == comm.get_world_size():
+            set_random_state(states[comm.get_rank()])
+        else:
+            logger.warning(
+                "The checkpoint has random states of %d processes, and %d train now: the run goes "
+                "on with other random numbers.",
+                len(states),
+                comm.get_world_size(),
+            )
+
+    def _run_pending_hooks(self) -> None:
+        """Completes the iteration in which the checkpoint was taken: its evaluation, for one."""
+        self.iter = self.storage.iter = self.start_iter - 1
+        saved = next(i for i, hook in enumerate(self._hooks) if isinstance(hook, Checkpoint))
+        for hook in self._hooks[saved + 1 :]:
+            hook.after_step()
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except BatchSkipped as skipped:
+            logger.warning("%s", skipped)
+
+    def after_train(self) -> None:
+        self.iter = min(self.iter, self.max_iter)  # more, if resumed after the last iteration
+        super().after_train()
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -88,10 +198,19 @@ def train(cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
 
     Returns:
         the last evaluation's metrics.
+
+    Raises:
+        SystemExit: after SIGTERM, with code 143; where the disk is full, with what to do.
+        FloatingPointError: the loss is not finite.
     """
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
-    trainer.train()
+    try:
+        trainer.train()
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        sys.exit(f"error: {trainer.checkpointer.full_disk_message()}")
     results = trainer.last_results
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, trainer.model))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
+
+from ..checkpoint import Checkpointer
 
 
 def _where_to_put(weights: str) -> str:
@@ -17,7 +18,7 @@ def _where_to_put(weights: str) -> str:
     return f"Download {weights} elsewhere"
 
 
-def resume_or_load(checkpointer: DetectionCheckpointer, weights: str, *, resume: bool) -> None:
+def resume_or_load(checkpointer: Checkpointer, weights: str, *, resume: bool) -> dict:
     """Loads the last checkpoint (with `resume`, where there is one) or the weights.
 
     Args:
@@ -25,21 +26,25 @@ def resume_or_load(checkpointer: DetectionCheckpointer, weights: str, *, resume:
         weights: MODEL.WEIGHTS, a path or URL; empty: keep the model as it is.
         resume: prefer the output folder's last checkpoint.
 
+    Returns:
+        what a checkpoint holds beside the states of the model and the checkpointer's objects.
+
     Raises:
         FileNotFoundError: the file is missing or cannot be downloaded; says where to put it.
+        ValueError: the file is broken or holds something else than tensors and plain containers.
     """
     if not (resume and checkpointer.has_checkpoint()) and weights:
         _require(weights)
-    checkpointer.resume_or_load(weights, resume=resume)
+    return checkpointer.resume_or_load(weights, resume=resume)
 
 
 def load_weights(model: nn.Module, weights: str) -> None:
     """Loads MODEL.WEIGHTS into a model; as `resume_or_load`, without a folder.
 
     Raises:
-        FileNotFoundError: as above.
+        FileNotFoundError, ValueError: as above.
     """
-    resume_or_load(DetectionCheckpointer(model), weights, resume=False)
+    resume_or_load(Checkpointer(model), weights, resume=False)
 
 
 def _require(weights: str) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 from ..data.mapper import read_image
+from ..engine.predictor import Predictor
 
 
 def _caption(image: np.ndarray, text: str) -> np.ndarray:
@@ -46,13 +46,16 @@ def save_detection_sheet(
         path: PNG or JPEG to write.
         images: rows of the sheet.
         min_score: detections below this are not drawn.
+
+    Raises:
+        FileNotFoundError, ValueError: the weights are missing, broken or refused.
     """
-    predictor = DefaultPredictor(cfg)
+    predictor = Predictor(cfg)
     metadata = MetadataCatalog.get(dataset)
     records = DatasetCatalog.get(dataset)
     rows = []
     for record in records[:: max(1, len(records) // images)][:images]:
-        rgb = read_image(record["file_name"], "RGB")
+        rgb = read_image(record["file_name"], "RGB", cfg.INPUT.MAX_PIXELS)
         instances = predictor(rgb[:, :, ::-1])["instances"]
         pair = [
             _caption(draw_ground_truth(rgb, record, metadata), "ground truth"),

@@ -1,0 +1,27 @@
+"""Whether a path that a data set names stays in the data set's folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["leaves"]
+
+
+def leaves(folder: Path, name: str) -> bool:
+    """Whether a file name is absolute, or leads out of the folder by ``..`` or by a link.
+
+    The folder itself may be a link. Whether the file exists does not matter.
+
+    Args:
+        folder: the folder that the name is relative to.
+        name: as the data set gives it.
+    """
+    if os.path.isabs(name):
+        return True
+    parts = Path(name).parts
+    ways = (os.path.join(folder, *parts[: i + 1]) for i in range(len(parts)))
+    if ".." not in parts and not any(map(os.path.islink, ways)):
+        return False  # nearly every name, without resolving the whole path for each image
+    root = os.path.realpath(folder)
+    return os.path.commonpath([root, os.path.realpath(os.path.join(root, name))]) != root

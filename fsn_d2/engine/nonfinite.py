@@ -1,0 +1,109 @@
+"""A loss that is infinite or not a number: found before it reaches a weight, its images named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import Tensor, nn
+
+from ..checkpoint import Checkpointer
+
+__all__ = ["REACTIONS", "BatchSkipped", "NonFiniteLoss"]
+
+REACTIONS = ("stop", "skip")
+
+
+class BatchSkipped(Exception):
+    """A batch had a loss that is not finite and is to be left out; says which."""
+
+
+class NonFiniteLoss(HookBase):
+    """Looks at the losses after every forward pass of training, in all processes alike.
+
+    "stop" raises FloatingPointError, which names the parts of the loss, the images and the last
+    good checkpoint. "skip" raises `BatchSkipped`, for the trainer to go on with the next batch:
+    weights, optimizer and running statistics of norms stay as they were. The count goes to the
+    metrics as ``skipped_batches`` and into checkpoints.
+
+    Args:
+        reaction: "stop" or "skip" (SOLVER.NONFINITE).
+        checkpointer: asked for its last checkpoint.
+
+    Raises:
+        ValueError: another reaction.
+    """
+
+    def __init__(self, reaction: str, checkpointer: Checkpointer) -> None:
+        if reaction not in REACTIONS:
+            raise ValueError(f"SOLVER.NONFINITE: expected one of {REACTIONS}, got {reaction!r}.")
+        self._skips = reaction == "skip"
+        self._checkpointer = checkpointer
+        self._skipped = 0
+        self._handles: list[Any] = []
+        self._statistics: list[Tensor] = []
+
+    def before_train(self) -> None:
+        model = self.trainer.model
+        if self._skips:
+            self._handles.append(model.register_forward_pre_hook(self._keep_statistics))
+        self._handles.append(model.register_forward_hook(self._check))
+
+    def after_train(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def after_step(self) -> None:
+        if self._skips:
+            self.trainer.storage.put_scalar("skipped_batches", self._skipped, smoothing_hint=False)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self._skipped}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._skipped = state["skipped"]
+
+    def _keep_statistics(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if model.training:
+            self._statistics = [buffer.clone() for buffer in _running_statistics(model)]
+
+    def _check(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if not model.training:
+            return
+        losses = output if isinstance(output, dict) else {"total_loss": output}
+        finite = bool(torch.isfinite(sum(loss.detach().sum() for loss in losses.values())))
+        if not all(comm.all_gather(finite)):
+            self._react(model, "" if finite else _describe(losses, inputs[0]))
+
+    def _react(self, model: nn.Module, description: str) -> None:
+        found = "; ".join(text for text in comm.all_gather(description) if text)
+        message = f"Loss is not finite at iteration {self.trainer.iter}: {found}."
+        if not self._skips:
+            raise FloatingPointError(
+                f"{message} Last good checkpoint: {self._checkpointer.last_checkpoint or 'none'}. "
+                "Look at the images' annotations, lower SOLVER.BASE_LR, or leave such batches out "
+                "with SOLVER.NONFINITE skip."
+            )
+        for buffer, before in zip(_running_statistics(model), self._statistics, strict=True):
+            buffer.copy_(before)
+        self._skipped += 1
+        raise BatchSkipped(f"{message} The batch is skipped, number {self._skipped} so far.")
+
+
+def _running_statistics(model: nn.Module) -> Iterator[Tensor]:
+    for module in get_bn_modules(model):
+        yield from module.buffers(recurse=False)
+
+
+def _describe(losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> str:
+    parts = [
+        f"{name} = {loss.detach().sum().item()}"
+        for name, loss in losses.items()
+        if not torch.isfinite(loss).all()
+    ]
+    images = [str(sample.get("file_name", "without file_name")) for sample in batch]
+    return f"{', '.join(parts) or 'the sum of all parts'} for {', '.join(images)}"

@@ -1,0 +1,168 @@
+"""Where pictures come from: image files, the frames of a video, a webcam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ..data.mapper import read_image
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+FRAMES_PER_SECOND = 25.0  # of a video that does not say
+
+
+class Unreadable(NamedTuple):
+    """A file, or some frames of it, that cannot be read, and why."""
+
+    name: str
+    reason: str
+
+
+class Frame(NamedTuple):
+    """A picture.
+
+    Attributes:
+        number: of the frame in its video, from 0; None for an image.
+        image: uint8 [H, W, 3], BGR.
+    """
+
+    number: int | None
+    image: np.ndarray
+
+
+class ImageFile(NamedTuple):
+    """An image.
+
+    Attributes:
+        name: unique among those read together; a relative path, under which results are kept.
+        path: of the file.
+    """
+
+    name: str
+    path: Path
+
+
+class VideoFile(NamedTuple):
+    """A video file or webcam.
+
+    Attributes:
+        name: as of an image.
+        source: path, or the number of a webcam.
+    """
+
+    name: str
+    source: Path | int
+
+    def frames(self) -> int | None:
+        """How many it says it has; None where it does not, or cannot be opened."""
+        try:
+            with Video(self.source) as video:
+                return video.expected
+        except OSError:
+            return None
+
+
+Media = ImageFile | VideoFile
+
+
+def find_media(inputs: Iterable[str]) -> list[Media]:
+    """The images and videos among files and folders; folders are searched to all depths.
+
+    Args:
+        inputs: paths. A file is taken whatever its name: a video if the suffix says so.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or there is neither image nor video.
+    """
+    found: list[Media] = []
+    taken: set[str] = set()
+    inputs = list(inputs)
+    for path in map(Path, inputs):
+        if not path.exists():
+            raise FileNotFoundError(f"--input: {path} does not exist.")
+        files = sorted(p for p in path.rglob("*") if _is_media(p)) if path.is_dir() else [path]
+        for file in files:
+            name = _free_name(file.relative_to(path) if path.is_dir() else Path(file.name), taken)
+            found.append(VideoFile(name, file) if _is_video(file) else ImageFile(name, file))
+    if not found:
+        known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+        raise FileNotFoundError(f"--input: no image or video in {', '.join(inputs)} ({known}).")
+    return found
+
+
+def webcam(number: int) -> Media:
+    return VideoFile(f"webcam{number}", number)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _is_media(path: Path) -> bool:
+    return path.is_file() and (_is_video(path) or path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _free_name(path: Path, taken: set[str]) -> str:
+    """The path, or the first numbered one that no other file has."""
+    name, number = path.as_posix(), 1
+    while name in taken:
+        number += 1
+        name = path.with_stem(f"{path.stem}_{number}").as_posix()
+    taken.add(name)
+    return name
+
+
+def read_picture(path: Path, max_pixels: int) -> np.ndarray:
+    """An image file as BGR.
+
+    Raises:
+        OSError: it cannot be read; says why.
+    """
+    try:
+        return np.ascontiguousarray(read_image(str(path), "BGR", max_pixels))
+    except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
+        raise OSError(str(error) or type(error).__name__) from error
+
+
+class Video:
+    """The frames of a video or webcam, one by one; to be used as a context.
+
+    Attributes:
+        frames_per_second: as the file says.
+        expected: how many frames the file says it has; None where it does not.
+        missing: frames that could not be decoded, as far as the iteration has come.
+    """
+
+    def __init__(self, source: Path | int) -> None:
+        """Raises OSError where it cannot be opened."""
+        self.capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if not self.capture.isOpened():
+            raise OSError("no such camera" if isinstance(source, int) else "not a readable video")
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        self.frames_per_second = rate if 0 < rate < 1000 else FRAMES_PER_SECOND
+        count = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.expected = count if count > 0 and isinstance(source, Path) else None
+        self.missing = 0
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.capture.release()
+
+    def __iter__(self) -> Iterator[Frame]:
+        number = 0
+        while self.capture.grab():
+            decoded, image = self.capture.retrieve()
+            if decoded and image is not None:
+                yield Frame(number, image)
+            else:
+                self.missing += 1
+            number += 1
+        if self.expected is not None and number < self.expected:
+            self.missing += self.expected - number

@@ -1,0 +1,50 @@
+"""Where annotated pictures go: beside each other as files, or into a video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+class VideoWriter:
+    """An MP4 that takes the size of its first frame; to be used as a context."""
+
+    def __init__(self, path: Path, frames_per_second: float) -> None:
+        self.path = path
+        self.frames_per_second = frames_per_second
+        self.writer: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.writer is not None:
+            self.writer.release()
+
+    def write(self, image: np.ndarray) -> None:
+        """Appends a BGR frame.
+
+        Raises:
+            OSError: OpenCV cannot write the file.
+        """
+        if self.writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            size = (image.shape[1], image.shape[0])
+            self.writer = cv2.VideoWriter(str(self.path), code, self.frames_per_second, size)
+            if not self.writer.isOpened():
+                raise OSError(f"{self.path} cannot be written as MP4 by this build of OpenCV")
+        self.writer.write(image)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes a BGR picture.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f"{path} cannot be written: is the disk full or the folder read-only?")

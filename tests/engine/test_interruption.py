@@ -1,0 +1,251 @@
+"""SIGTERM: what is running is finished and saved, in one process and in several."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_net
+from fsn_d2.engine.interruption import StopSignal, ignore_first_sigterm
+
+ROOT = Path(__file__).parents[2]
+Args = Callable[..., Namespace]
+ENVIRONMENT = os.environ | {
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    """Starts Python as the first process of a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Reads output up to the line that holds a text."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            return "".join(seen)
+    pytest.fail(f"{text!r} did not come: {''.join(seen)}")
+
+
+# ---------------------------------------------------------------------------- a training
+
+
+def test_sigterm_to_the_whole_group_saves_and_ends_with_143(
+    tiny_args: Args, tmp_path: Path
+) -> None:
+    """As schedulers and `timeout` send it: data loader workers get it too."""
+    run = {"small": True, "SOLVER__MAX_ITER": 10_000, "DATALOADER__NUM_WORKERS": 2}
+    args = tiny_args("fsn_R50.yaml", **run)
+    process = start("train_net.py", "--config-file", args.config_file, *args.opts)
+    wait_for(process, "iter: 19 ")
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "finishing this iteration and saving" in output
+    assert "Traceback" not in output
+    name = (tmp_path / "output" / "last_checkpoint").read_text()
+    saved = torch.load(tmp_path / "output" / name, weights_only=True)
+    assert name == f"model_{saved['iteration']:07d}.pth"
+    assert saved["iteration"] >= 19
+    assert f"after iteration {saved['iteration'] + 1} of 10000" in output
+    assert name in output and "--resume" in output
+
+    done = saved["iteration"] + 1
+    more = {**run, "SOLVER__MAX_ITER": done + 1, "DATASETS__TEST": ()}
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", **more))
+    final = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
+    assert final["iteration"] == done
+    assert final["data"]["position"] == done + 1
+
+
+# ---------------------------------------------------------------------------- the signal
+
+
+@pytest.fixture
+def stop() -> Iterator[StopSignal]:
+    hook = StopSignal()
+    hook.before_train()
+    yield hook
+    hook.after_train()
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_the_first_signal_is_noted_and_the_same_one_sent_twice_is_one(stop: StopSignal) -> None:
+    assert not stop.requested
+    send(signal.SIGTERM)
+    assert stop.requested
+    send(signal.SIGTERM)
+    send(signal.SIGINT)
+
+
+def test_after_training_signals_do_what_they_did_before() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    hook = StopSignal()
+    hook.before_train()
+    send(signal.SIGTERM)
+    hook.after_train()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_until_sigterm_comes_ctrl_c_is_pythons_own(stop: StopSignal) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
+def test_in_another_thread_training_runs_without_it() -> None:
+    hook = StopSignal()
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=hook.before_train)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    hook.after_train()
+
+
+@pytest.fixture
+def in_child() -> Iterator[Callable[[Callable[[], None]], int]]:
+    """Runs a function in a forked process, once it is ready; gives the process id."""
+    children = []
+
+    def run(function: Callable[[], None]) -> int:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            function()
+            os.write(writing, b"x")
+            time.sleep(60)
+            os._exit(0)
+        children.append(child)
+        assert os.read(reading, 1) == b"x"
+        os.close(reading)
+        os.close(writing)
+        return child
+
+    yield run
+    for child in children:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def ended_by(child: int) -> int | None:
+    """The signal that ended a process; None if it still runs after a moment."""
+    for _ in range(50):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.WTERMSIG(status)
+        time.sleep(0.01)
+    return None
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(second: signal.Signals, in_child: Callable) -> None:
+    child = in_child(lambda: StopSignal().before_train())
+    os.kill(child, signal.SIGTERM)
+    time.sleep(0.8)
+    os.kill(child, signal.SIGTERM)  # within a second: the same one, sent twice
+    assert ended_by(child) is None
+    os.kill(child, second)
+    assert ended_by(child) == second
+
+
+def test_a_data_loader_worker_outlives_the_first_sigterm_alone(in_child: Callable) -> None:
+    child = in_child(ignore_first_sigterm)
+    os.kill(child, signal.SIGTERM)
+    assert ended_by(child) is None
+    os.kill(child, signal.SIGTERM)
+    assert ended_by(child) == signal.SIGTERM
+
+
+# ---------------------------------------------------------------------------- several processes
+
+SEVERAL = """
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import TrainerBase
+from torch import nn
+
+from fsn_d2.checkpoint import Checkpointer
+from fsn_d2.engine.interruption import StopSignal, passing_on_sigterm
+from fsn_d2.engine.saving import Checkpoint
+
+
+class Steps(TrainerBase):
+    def run_step(self):
+        torch.rand(1)
+        time.sleep(0.05)
+        if dist.get_rank() == 0 and self.iter == 2:
+            print("running", flush=True)
+
+
+def train(rank, folder):
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    trainer, stop = Steps(), StopSignal()
+    checkpointer = Checkpointer(nn.Linear(1, 1), folder, trainer=trainer)
+    trainer.register_hooks([stop, Checkpoint(checkpointer, 100_000, 0, stop)])
+    torch.manual_seed(rank)
+    trainer.train(0, 10_000)
+
+
+if __name__ == "__main__":
+    with passing_on_sigterm():
+        # Detectron2's launch spawns; forked processes need not import everything again.
+        mp.start_processes(train, nprocs=2, args=(sys.argv[1],), start_method="fork")
+"""
+
+
+@pytest.mark.parametrize("group", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_all_processes_save_together_and_the_launcher_ends_with_143(
+    group: bool, tmp_path: Path
+) -> None:
+    script = tmp_path / "several.py"
+    script.write_text(SEVERAL)
+    process = start(str(script), str(tmp_path))
+    wait_for(process, "running")
+    if group:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
+    name = (tmp_path / "last_checkpoint").read_text()
+    saved = torch.load(tmp_path / name, weights_only=True)
+    assert saved["iteration"] == saved["trainer"]["iteration"] >= 2
+    assert len(saved["random_states"]) == 2
+    for rank, state in enumerate(saved["random_states"]):
+        generator = torch.Generator().manual_seed(rank)
+        for _ in range(saved["iteration"] + 1):  # every process had ended the same iteration
+            torch.rand(1, generator=generator)
+        assert state["torch"].equal(generator.get_state())

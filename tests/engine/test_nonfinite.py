@@ -1,0 +1,208 @@
+"""Losses that are infinite or not a number: stopping with names, or skipping the batch."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import HookBase, SimpleTrainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import train_net
+from fsn_d2.checkpoint import Checkpointer
+from fsn_d2.engine import Trainer
+from fsn_d2.engine.nonfinite import BatchSkipped, NonFiniteLoss
+
+Args = Callable[..., Namespace]
+RUN = {
+    "small": True,
+    "SOLVER__MAX_ITER": 5,
+    "SOLVER__CHECKPOINT_PERIOD": 2,
+    "DATASETS__TEST": (),
+    "MODEL__RESNETS__NORM": "BN",
+    "MODEL__BACKBONE__FREEZE_AT": 0,
+}
+
+
+class Spoil(HookBase):
+    """Makes a part of the loss not finite in some iterations, and keeps what it saw."""
+
+    def __init__(self, value: float, *iterations: int) -> None:
+        self.value, self.iterations = value, iterations
+        self.images: dict[int, list[str]] = {}
+        self.states: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        self.trainer.model.register_forward_hook(self.spoil)
+
+    def spoil(self, model: nn.Module, inputs: Any, losses: dict[str, Tensor]) -> Any:
+        self.images[self.trainer.iter] = [sample["file_name"] for sample in inputs[0]]
+        if self.trainer.iter in self.iterations:
+            return {**losses, "loss_cls": losses["loss_cls"] * self.value}
+        return None
+
+    def before_step(self) -> None:
+        self.states[self.trainer.iter] = self.snapshot()
+
+    def after_train(self) -> None:
+        self.states[self.trainer.iter] = self.snapshot()
+
+    def snapshot(self) -> list[Tensor]:
+        optimizer = self.trainer.optimizer.state.values()
+        momentum = [s["momentum_buffer"] for s in optimizer if "momentum_buffer" in s]
+        return [v.clone() for v in [*self.trainer.model.state_dict().values(), *momentum]]
+
+
+@pytest.fixture
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spoil]:
+    build = Trainer.build_hooks
+
+    def spoil(value: float, *iterations: int) -> Spoil:
+        hook = Spoil(value, *iterations)
+        monkeypatch.setattr(Trainer, "build_hooks", lambda trainer: [hook, *build(trainer)])
+        return hook
+
+    return spoil
+
+
+def equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+# ---------------------------------------------------------------------------- stop
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_training_stops_with_the_part_the_images_and_the_last_checkpoint(
+    value: float, tiny_args: Args, tmp_path: Path, spoilt: Callable[..., Spoil]
+) -> None:
+    hook = spoilt(value, 3)
+    with pytest.raises(FloatingPointError) as caught:
+        train_net.main(tiny_args("fsn_R50.yaml", **RUN))
+    message = str(caught.value)
+    assert "iteration 3" in message
+    assert f"loss_cls = {value}" in message
+    assert "loss_box_reg" not in message
+    assert len(hook.images[3]) == 2
+    assert all(image in message for image in hook.images[3])
+    assert str(tmp_path / "output" / "model_0000001.pth") in message
+    assert "SOLVER.NONFINITE skip" in message
+    assert not (tmp_path / "output" / "model_final.pth").exists()
+
+
+def test_without_a_checkpoint_none_is_named(
+    tiny_args: Args, spoilt: Callable[..., Spoil], tmp_path: Path
+) -> None:
+    Checkpointer(nn.Linear(1, 1), str(tmp_path / "output")).save("of_another_training")
+    spoilt(float("nan"), 0)
+    with pytest.raises(FloatingPointError, match="Last good checkpoint: none"):
+        train_net.main(tiny_args("fsn_R50.yaml", **RUN))
+
+
+# ---------------------------------------------------------------------------- skip
+
+
+def test_a_skipped_batch_changes_nothing_and_is_counted(
+    tiny_args: Args, tmp_path: Path, spoilt: Callable[..., Spoil]
+) -> None:
+    hook = spoilt(float("nan"), 1, 3)
+    train_net.main(tiny_args("fsn_R50.yaml", **RUN, SOLVER__NONFINITE="skip"))
+    changed = [not equal(hook.states[i], hook.states[i + 1]) for i in range(5)]
+    assert changed == [True, False, True, False, True]
+    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    assert json.loads(lines[-1])["skipped_batches"] == 2
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert hook.images[3][0] in log and "number 2 so far" in log
+
+
+def test_the_count_goes_on_after_a_resume(
+    tiny_args: Args, tmp_path: Path, spoilt: Callable[..., Spoil]
+) -> None:
+    spoilt(float("inf"), 0, 3)
+    skipping = {**RUN, "SOLVER__NONFINITE": "skip"}
+    train_net.main(tiny_args("fsn_R50.yaml", **{**skipping, "SOLVER__MAX_ITER": 2}))
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", **skipping))
+    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    assert json.loads(lines[-1])["skipped_batches"] == 2
+
+
+def test_another_reaction_is_refused(tiny_args: Args) -> None:
+    with pytest.raises(ValueError, match=r"SOLVER\.NONFINITE.*'stop', 'skip'.*'ignore'"):
+        train_net.main(tiny_args("fsn_R50.yaml", **RUN, SOLVER__NONFINITE="ignore"))
+
+
+# ---------------------------------------------------------------------------- several processes
+
+
+class OneLoss(nn.Module):
+    """Its loss is not a number for samples that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        values = torch.stack([sample["image"] for sample in batch])
+        return {"loss": (self.norm(values) * self.weight).sum(), "fine": self.weight.sum()}
+
+
+def batches(rank: int) -> Iterator[list[dict[str, Any]]]:
+    for number in range(4):
+        image = torch.tensor([1.0 + rank, float("nan") if (rank, number) == (1, 2) else number])
+        name = f"rank{rank}_{number}.png"
+        yield [{"image": image, "file_name": name}, {"image": image + 1, "file_name": "b.png"}]
+
+
+class Steps(SimpleTrainer):
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except BatchSkipped as skipped:
+            self.skipped = (self.iter, str(skipped))
+
+
+def train_in_parallel(rank: int, folder: str, reaction: str) -> None:
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    model = DistributedDataParallel(OneLoss(), broadcast_buffers=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    trainer = Steps(model, list(batches(rank)), optimizer)
+    trainer.register_hooks([NonFiniteLoss(reaction, Checkpointer(model, folder))])
+    outcome = {}
+    try:
+        trainer.train(0, 4)
+        outcome = {"model": model.state_dict(), "skipped": trainer.skipped}
+    except FloatingPointError as error:
+        outcome = {"error": str(error), "iteration": trainer.iter}
+    torch.save(outcome, f"{folder}/{rank}.pth")
+
+
+@pytest.mark.parametrize("reaction", ["stop", "skip"])
+def test_all_processes_react_when_one_has_such_a_loss(reaction: str, tmp_path: Path) -> None:
+    mp.start_processes(
+        train_in_parallel, nprocs=2, args=(str(tmp_path), reaction), start_method="fork"
+    )
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    if reaction == "stop":
+        assert first["iteration"] == second["iteration"] == 2
+        assert first["error"] == second["error"]
+        message = first["error"]
+    else:
+        assert first["skipped"] == second["skipped"]
+        assert first["model"]["module.weight"].isfinite().all()
+        assert first["model"]["module.weight"].equal(second["model"]["module.weight"])
+        assert second["model"]["module.norm.running_mean"].isfinite().all()
+        assert second["model"]["module.norm.num_batches_tracked"] == 3
+        iteration, message = first["skipped"]
+        assert iteration == 2
+    assert "rank1_2.png" in message and "loss = nan" in message
+    assert "rank0_2.png" not in message and "fine" not in message

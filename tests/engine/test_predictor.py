@@ -1,0 +1,33 @@
+"""The predictor for single images agrees with Detectron2's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import DefaultPredictor
+
+from fsn_d2.engine import Predictor
+
+
+def test_it_detects_what_detectron2s_does(
+    small_cfg: Callable, detector: Callable, tmp_path: Path
+) -> None:
+    cfg = small_cfg(MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.0, DATASETS__TEST=())
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": detector(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    cfg.freeze()
+    image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+    ours, theirs = (kind(cfg)(image)["instances"] for kind in (Predictor, DefaultPredictor))
+    assert len(ours) == len(theirs) > 0
+    assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    assert torch.equal(ours.scores, theirs.scores)
+    assert cfg.MODEL.WEIGHTS and cfg.is_frozen()
+
+
+def test_missing_weights_are_named(small_cfg: Callable) -> None:
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*absent\.pth"):
+        Predictor(small_cfg(MODEL__WEIGHTS="absent.pth"))

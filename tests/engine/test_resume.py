@@ -1,0 +1,251 @@
+"""Trainings that are interrupted and resumed, against the same ones without interruption."""
+
+from __future__ import annotations
+
+import errno
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.engine import AMPTrainer, HookBase, hooks
+
+import train_net
+from fsn_d2.checkpoint import Checkpointer
+from fsn_d2.engine import Trainer, setup
+
+Args = Callable[..., Namespace]
+RUN = {
+    "small": True,
+    "SOLVER__MAX_ITER": 6,
+    "SOLVER__CHECKPOINT_PERIOD": 2,
+    "SOLVER__BASE_LR": 0.002,
+    "DATASETS__TEST": (),
+}
+AUGMENTED = {
+    "INPUT__CROP__ENABLED": True,
+    "INPUT__MIN_SIZE_TRAIN": (48, 56, 64),
+    "DATALOADER__ASPECT_RATIO_GROUPING": True,
+}
+
+
+class Interrupt(HookBase):
+    """Ends the training like Ctrl-C after the given number of iterations."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.after:
+            raise KeyboardInterrupt
+
+
+class Memory(HookBase):
+    """Stands for hooks that act on evaluations: remembers which it saw, and draws."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float]] = []
+
+    def after_step(self) -> None:
+        value = self.trainer.storage.latest().get("bbox/AP")
+        if value is not None and value[1] == self.trainer.iter:
+            self.seen.append((self.trainer.iter, torch.rand(1).item()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+@pytest.fixture
+def extra_hooks(monkeypatch: pytest.MonkeyPatch) -> list[HookBase]:
+    """What this list holds is added behind the evaluation."""
+    added: list[HookBase] = []
+    build = Trainer.build_hooks
+
+    def build_with_added(trainer: Trainer) -> list[HookBase]:
+        built = build(trainer)
+        place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook)) + 1
+        return [*built[:place], *added, *built[place:]]
+
+    monkeypatch.setattr(Trainer, "build_hooks", build_with_added)
+    return added
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equal to the last bit."""
+    if isinstance(first, torch.Tensor):
+        return first.equal(second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+# ---------------------------------------------------------------------------- the same end
+
+
+def test_a_resumed_training_ends_as_the_uninterrupted_one(
+    tiny_args: Args, tmp_path: Path, extra_hooks: list[HookBase]
+) -> None:
+    workers = {**RUN, **AUGMENTED, "DATALOADER__NUM_WORKERS": 2}
+    train_net.main(tiny_args("fsn_R50.yaml", **workers, OUTPUT_DIR=tmp_path / "whole"))
+    extra_hooks.append(Interrupt(after=3))
+    with pytest.raises(KeyboardInterrupt):
+        train_net.main(tiny_args("fsn_R50.yaml", **workers))
+    extra_hooks.clear()
+    alone = {**RUN, **AUGMENTED, "DATALOADER__NUM_WORKERS": 0}
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", **alone))
+    for name in ("model_0000003.pth", "model_0000005.pth", "model_final.pth"):
+        expected, found = (load(tmp_path / run / name) for run in ("whole", "output"))
+        assert same(expected, found)
+    assert found["trainer"]["iteration"] == 5
+    assert found["data"] == {"seed": 1, "position": 6}
+    momentum = found["trainer"]["_trainer"]["optimizer"]["state"][0]["momentum_buffer"]
+    assert momentum.abs().sum() > 0
+    assert found["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 6
+    assert not same(load(tmp_path / "whole/model_0000003.pth")["model"], found["model"])
+
+
+@pytest.mark.parametrize("moment", ["in the evaluation", "in the next iteration"])
+def test_an_interrupted_evaluation_is_made_up_for(
+    moment: str,
+    tiny_args: Args,
+    tmp_path: Path,
+    extra_hooks: list[HookBase],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sets = {key: value for key, value in RUN.items() if key != "DATASETS__TEST"}
+    run = {**sets, "SOLVER__MAX_ITER": 4, "TEST__EVAL_PERIOD": 2}
+    extra_hooks[:] = [Memory()]
+    train_net.main(tiny_args("fsn_R50.yaml", **run, OUTPUT_DIR=tmp_path / "whole"))
+    expected = load(tmp_path / "whole" / "model_0000003.pth")
+    assert [iteration for iteration, _ in expected["trainer"]["hooks"]["Memory"]["seen"]] == [1]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        extra_hooks[:] = [Memory()]
+        if moment == "in the evaluation":
+            patch.setattr(Trainer, "test", lambda *args: interrupt())
+        else:
+            extra_hooks.append(Interrupt(after=3))
+        train_net.main(tiny_args("fsn_R50.yaml", **run))
+    pending = load(tmp_path / "output" / "model_0000001.pth")["hooks_pending"]
+    assert pending == (moment == "in the evaluation")
+
+    extra_hooks[:] = [Memory()]
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", **run))
+    assert same(load(tmp_path / "output" / "model_0000003.pth"), expected)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_was_interrupted_in_the_last_evaluation_is_evaluated(
+    tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = {"small": True, "SOLVER__MAX_ITER": 2}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "test", lambda *args: interrupt())
+        train_net.main(tiny_args("fsn_R50.yaml", **run))
+    before = load(tmp_path / "output" / "model_final.pth")
+    results = train_net.main(tiny_args("fsn_R50.yaml", "--resume", **run))
+    assert "bbox" in results
+    metrics = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    assert json.loads(metrics[-1])["iteration"] == 2
+    assert "bbox/AP" in metrics[-1]
+    assert same(load(tmp_path / "output" / "model_final.pth"), before)
+
+
+def test_the_gradient_scaler_is_part_of_the_state(tiny_args: Args, tmp_path: Path) -> None:
+    def trainer(scale: float) -> Trainer:
+        built = Trainer(setup(tiny_args("fsn_R50.yaml", **RUN)))
+        parts = (built.model, built.data_loader, built.optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        built._trainer = AMPTrainer(*parts, grad_scaler=scaler)
+        return built
+
+    trainer(8.0).checkpointer.save("model", iteration=3)
+    resumed = trainer(2.0)
+    resumed.resume_or_load(resume=True)
+    assert resumed._trainer.grad_scaler.get_scale() == 8.0
+
+
+# ---------------------------------------------------------------------------- what is said
+
+
+def test_what_a_killed_write_left_is_removed_at_the_next_start(
+    tiny_args: Args, tmp_path: Path
+) -> None:
+    (tmp_path / "output").mkdir()
+    leftover = tmp_path / "output" / "model_0000001.pth.partial"
+    leftover.write_bytes(b"half")
+    trainer = Trainer(setup(tiny_args("fsn_R50.yaml", **RUN)))
+    trainer.resume_or_load(resume=True)
+    assert not leftover.exists()
+    assert leftover.name in (tmp_path / "output" / "log.txt").read_text()
+
+
+def test_a_checkpoint_without_optimizer_state_is_not_resumed(
+    tiny_args: Args, tmp_path: Path
+) -> None:
+    """Detectron2 v0.6 writes such ones."""
+    trainer = Trainer(setup(tiny_args("fsn_R50.yaml", **RUN)))
+    old = Checkpointer(trainer.model, str(tmp_path / "output"))
+    old.save("model_0000001", trainer={"iteration": 1}, iteration=1)
+    with pytest.raises(ValueError, match=r"model_0000001\.pth.*no optimizer state.*MODEL\.WEIGHTS"):
+        trainer.resume_or_load(resume=True)
+
+
+def test_another_number_of_processes_is_warned_of(tiny_args: Args, tmp_path: Path) -> None:
+    train_net.main(tiny_args("fsn_R50.yaml", **{**RUN, "SOLVER__MAX_ITER": 1}))
+    path = tmp_path / "output" / "model_final.pth"
+    state = load(path)
+    torch.save({**state, "random_states": state["random_states"] * 2}, path)
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", **{**RUN, "SOLVER__MAX_ITER": 2}))
+    assert "random states of 2 processes, and 1 train now" in (path.parent / "log.txt").read_text()
+
+
+class Poison(HookBase):
+    def after_step(self) -> None:
+        if self.trainer.iter == 3:
+            next(self.trainer.model.roi_heads.parameters()).data.fill_(float("inf"))
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = Trainer.build_hooks
+    monkeypatch.setattr(Trainer, "build_hooks", lambda trainer: [Poison(), *build(trainer)])
+    with pytest.raises(FloatingPointError, match=r"roi_heads.*not saved.*model_0000001\.pth"):
+        train_net.main(tiny_args("fsn_R50.yaml", **RUN))
+    assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+class FullDisk(HookBase):
+    """Stands for a writer of metrics that finds no space left."""
+
+    def after_step(self) -> None:
+        if self.trainer.iter == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_ends_the_training_with_one_line(
+    tiny_args: Args, tmp_path: Path, extra_hooks: list[HookBase]
+) -> None:
+    extra_hooks.append(FullDisk())
+    with pytest.raises(SystemExit) as caught:
+        train_net.main(tiny_args("fsn_R50.yaml", **RUN))
+    line = str(caught.value.code)
+    assert line.startswith("error: The disk of OUTPUT_DIR")
+    assert str(tmp_path / "output" / "model_0000003.pth") in line
+    assert "\n" not in line
