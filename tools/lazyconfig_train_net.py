@@ -1,0 +1,38 @@
+#!/usr/bin/env python
+"""Trains and evaluates from a LazyConfig file, Detectron2's newer style of configs.
+
+Such a file is code: run only those that you trust.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import OrderedDict
+
+from detectron2.engine import default_setup
+
+from fsn_d2.engine import argument_parser, check_launch, launch, one_line_errors
+from fsn_d2.lazy import evaluate, load_lazy_config, train
+from fsn_d2.lazy.loop import register_data
+
+EXAMPLE = """examples:
+  python tools/lazyconfig_train_net.py --config-file configs/lazy/fsn_R50.py --num-gpus 8
+  python tools/lazyconfig_train_net.py --config-file configs/lazy/fsn_R50.py --eval-only \\
+      train.init_checkpoint=output/model_final.pth
+  python tools/lazyconfig_train_net.py --config-file configs/lazy/fsn_Lite0_digits.py \\
+      model.roi_heads.box_banks.channels=20"""
+
+
+def main(args: Namespace) -> OrderedDict:
+    with one_line_errors():
+        cfg = load_lazy_config(args.config_file, args.opts)
+        default_setup(cfg, args)
+        register_data(cfg, eval_only=args.eval_only)
+    return evaluate(cfg) if args.eval_only else train(cfg, resume=args.resume)
+
+
+if __name__ == "__main__":
+    args = argument_parser(epilog=EXAMPLE).parse_args()
+    with one_line_errors():
+        check_launch(args)
+    launch(main, args)
