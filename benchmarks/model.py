@@ -2,9 +2,9 @@
 """Measures what FSN saves from end to end: Faster R-CNN and FSN take turns in one process.
 
 Inference, a training step, and the RoI stage alone, which is everything between the pyramid and the
-predictions, the banks' convolutions included and listed. Weights are random; the
-proposals are anchors and none is suppressed, so that both detectors work on as many as asked for. The tables go to the
-screen, everything to a JSON file:
+predictions, the banks' convolutions included and listed. Weights are random; the proposals are
+anchors and none is suppressed, so that both detectors work on as many as asked for. The tables go
+to the screen, everything to a JSON file:
 
   facts       machine, versions, commit, command line
   settings    of the scene
@@ -86,7 +86,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="at least 2 (default 9)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that it runs")
     parser.add_argument("--out", type=Path, default=Path("output/benchmark_model.json"))
-    parser.add_argument("opts", nargs="*", help="config keys and values for both models")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="config keys and values for both models"
+    )
     return parser.parse_args()
 
 
