@@ -49,14 +49,30 @@ def add_fsn_config(cfg: CfgNode) -> None:
     # results are equal. On a CPU the whole fused pass takes less time than Detectron2's pooler for
     # the feature alone (benchmarks/op.py, rows stage and plain).
     fsn.POOLING = "fused"
+    add_rfcn_config(cfg)
+    add_light_head_config(cfg)
+    add_fsaf_config(cfg)
+    add_backbone_config(cfg)
+    add_data_config(cfg)
+    _add_training_config(cfg)
+
+
+def _add_training_config(cfg: CfgNode) -> None:
+    """What may end a training, and what it is watched by."""
     # A loss that is infinite or not a number: "stop" the training, naming the images; or "skip" the
     # batch, counted as skipped_batches in the metrics. Our choice: stop.
     cfg.SOLVER.NONFINITE = "stop"
     # The same SEED gives the same weights, bit for bit (docs/training.md says on what). Needs
     # SEED >= 0; algorithms that cannot do it are refused. Off by default: it can be slower.
     cfg.DETERMINISTIC = False
-    add_rfcn_config(cfg)
-    add_light_head_config(cfg)
-    add_fsaf_config(cfg)
-    add_backbone_config(cfg)
-    add_data_config(cfg)
+    # What happens at every evaluation during training, so none of it while TEST.EVAL_PERIOD is 0.
+    watch = cfg.WATCH = CfgNode()
+    # Images of the first test set whose losses are averaged as validation_loss; 0: none.
+    watch.LOSS_IMAGES = 50
+    # Images of it that are drawn with their detections for TensorBoard; 0: none.
+    watch.SAMPLES = 4
+    # By which the best model is kept as model_best.pth and training may end early. With several
+    # test sets the set's name comes first: "my_set/bbox/AP".
+    watch.METRIC = "bbox/AP"
+    # Evaluations in a row without a better METRIC after which training ends; 0: it does not.
+    watch.PATIENCE = 0

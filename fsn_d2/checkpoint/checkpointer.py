@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -26,6 +28,7 @@ class Checkpointer(DetectionCheckpointer):
     """
 
     last_checkpoint = ""
+    _tags = True
     _parsed_url_during_load: Any = None  # set by `load` of Detectron2 after v0.6
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +48,18 @@ class Checkpointer(DetectionCheckpointer):
                 raise OSError(errno.ENOSPC, self.full_disk_message()) from error
             raise
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is saved inside it does not become the last checkpoint."""
+        self._tags = False
+        try:
+            yield
+        finally:
+            self._tags = True
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if not self._tags:
+            return
         super().tag_last_checkpoint(last_filename_basename)
         self.last_checkpoint = os.path.join(self.save_dir, last_filename_basename)
 

@@ -28,6 +28,7 @@ from .nonfinite import BatchSkipped, NonFiniteLoss
 from .random_state import set_random_state
 from .saving import Checkpoint, CheckpointAfterEvaluation
 from .training_stream import TrainingStream, build_training_stream
+from .watching import Curves, EarlyStop, watching_hooks
 from .weights import load_weights, resume_or_load
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,11 @@ class Trainer(DefaultTrainer):
             NonFiniteLoss(solver.NONFINITE, self.checkpointer),
             PeakMemory(),
             Checkpoint(*saving),
-            *inherited[evaluation:],
+            inherited[evaluation],
+            *watching_hooks(self.cfg, self.checkpointer),
+            *inherited[evaluation + 1 :],
             CheckpointAfterEvaluation(*saving),
+            *([Curves(self.cfg.OUTPUT_DIR)] if comm.is_main_process() else []),
         ]
 
     def _build_checkpointer(self) -> Checkpointer:
@@ -207,6 +211,10 @@ def train(cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
     trainer.resume_or_load(resume=resume)
     try:
         trainer.train()
+    except EarlyStop as stop:
+        logger.info("Ended after iteration %d of %d: %s", trainer.iter, trainer.max_iter, stop)
+        with trainer.checkpointer.aside():
+            trainer.checkpointer.save("model_final", iteration=trainer.iter - 1)
     except Exception as error:
         if not disk_is_full(error):
             raise

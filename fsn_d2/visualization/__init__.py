@@ -1,6 +1,7 @@
 """Pictures."""
 
-from .detections import draw_detections, draw_ground_truth, save_detection_sheet
+from .detections import save_detection_sheet
+from .drawing import draw_detections, draw_ground_truth
 from .level_assignment import save_level_picture
 from .selection import explain_detection, save_explanation
 

@@ -1,4 +1,4 @@
-"""Pictures of detections beside the ground truth."""
+"""A sheet of detections beside the ground truth."""
 
 from __future__ import annotations
 
@@ -6,33 +6,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.mapper import read_image
 from ..engine.predictor import Predictor
+from .drawing import draw_detections, draw_ground_truth
 
 
 def _caption(image: np.ndarray, text: str) -> np.ndarray:
     bar = np.full((22, image.shape[1], 3), 255, np.uint8)
     cv2.putText(bar, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([bar, image])
-
-
-def draw_ground_truth(image: np.ndarray, record: dict, metadata: Metadata) -> np.ndarray:
-    """Draws a record's annotations on its RGB image, uint8 [H, W, 3]."""
-    return Visualizer(image, metadata).draw_dataset_dict(record).get_image()
-
-
-def draw_detections(
-    image: np.ndarray, instances: Instances, metadata: Metadata, min_score: float
-) -> np.ndarray:
-    """Draws the detections that score at least `min_score` on an RGB image, uint8 [H, W, 3]."""
-    shown = instances[instances.scores >= min_score].to(torch.device("cpu"))
-    return Visualizer(image, metadata).draw_instance_predictions(shown).get_image()
 
 
 def save_detection_sheet(

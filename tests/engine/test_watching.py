@@ -1,0 +1,209 @@
+"""What a training is watched by: it sees what it should, and changes nothing of the training."""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from fsn_d2.engine import Trainer, setup, train
+from fsn_d2.engine.watching import EarlyStop, EarlyStopping, ValidationLoss
+from fsn_d2.visualization.curves import read_series, save_curves
+
+Args = Callable[..., Namespace]
+WATCHED = {"TEST__EVAL_PERIOD": 2, "SOLVER__MAX_ITER": 4, "SOLVER__STEPS": "()"}
+
+
+def lines_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
+    """Lets Trainer.test say these APs one after the other."""
+
+    def use(values: list[float]) -> None:
+        left = iter(values)
+        said = classmethod(lambda cls, cfg, model: {"bbox": {"AP": next(left)}})
+        monkeypatch.setattr(Trainer, "test", said)
+
+    return use
+
+
+# ---------------------------------------------------------------------------- a whole training
+
+
+def test_a_watched_training_leaves_losses_pictures_and_curves(
+    tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: list[str] = []
+    put_image = EventStorage.put_image
+    monkeypatch.setattr(
+        EventStorage,
+        "put_image",
+        lambda self, name, image: (images.append(name), put_image(self, name, image)),
+    )
+    train(setup(tiny_args("fsn_R50.yaml", small=True, **WATCHED)))
+    output = tmp_path / "output"
+    losses = [line["validation_loss"] for line in lines_of(output) if "validation_loss" in line]
+    assert losses and all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert images and set(images) <= {f"detections/{number}" for number in range(4)}
+    assert cv2.imread(str(output / "curves.png")).std() > 5
+
+
+def test_watching_changes_nothing_of_the_training(tiny_args: Args, tmp_path: Path) -> None:
+    weights = []
+    for watch in ({"WATCH__LOSS_IMAGES": 0, "WATCH__SAMPLES": 0}, {}):
+        output = tmp_path / f"run{len(weights)}"
+        changes = {**WATCHED, **watch, "OUTPUT_DIR": output, "SEED": 3}
+        train(setup(tiny_args("fsn_R50.yaml", small=True, **changes)))
+        weights.append(torch.load(output / "model_final.pth", weights_only=False)["model"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+# ---------------------------------------------------------------------------- the best model
+
+
+def test_the_best_model_is_kept_and_is_no_checkpoint_to_resume_from(
+    tiny_args: Args, tmp_path: Path, evaluations
+) -> None:
+    evaluations([30.0, 20.0, 10.0])
+    changes = {**WATCHED, "SOLVER__MAX_ITER": 6, "SOLVER__CHECKPOINT_PERIOD": 100}
+    train(setup(tiny_args("fsn_R50.yaml", small=True, **changes)))
+    output = tmp_path / "output"
+    best = torch.load(output / "model_best.pth", weights_only=False)
+    assert best["iteration"] == 1  # the second
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_the_best_score_survives_a_resume(tiny_args: Args, tmp_path: Path, evaluations) -> None:
+    evaluations([30.0, 5.0])
+    changes = {**WATCHED, "SOLVER__CHECKPOINT_PERIOD": 2}
+    args = tiny_args("fsn_R50.yaml", small=True, **changes)
+    train(setup(args))
+    evaluations([20.0, 15.0, 15.0])
+    longer = {**changes, "SOLVER__MAX_ITER": 8}
+    train(setup(tiny_args("fsn_R50.yaml", small=True, **longer)), resume=True)
+    best = torch.load(tmp_path / "output" / "model_best.pth", weights_only=False)
+    assert best["iteration"] == 1
+
+
+# ---------------------------------------------------------------------------- ending early
+
+
+def test_training_ends_when_it_no_longer_gets_better(
+    tiny_args: Args, tmp_path: Path, evaluations
+) -> None:
+    evaluations([10.0, 20.0, 20.0, 19.0, 99.0])
+    changes = {**WATCHED, "SOLVER__MAX_ITER": 100, "WATCH__PATIENCE": 2}
+    results = train(setup(tiny_args("fsn_R50.yaml", small=True, **changes)))
+    assert results["bbox"]["AP"] == 19.0
+    output = tmp_path / "output"
+    assert torch.load(output / "model_final.pth", weights_only=False)["iteration"] == 7
+    assert torch.load(output / "model_best.pth", weights_only=False)["iteration"] == 3
+    assert (output / "curves.png").is_file()
+
+
+def early_stopping(patience: int) -> tuple[EarlyStopping, Callable[[float], None]]:
+    """The hook, and a function that lets it see an evaluation."""
+    hook = EarlyStopping(1, "bbox/AP", patience)
+    latest: dict[str, tuple[float, int]] = {}
+    hook.trainer = SimpleNamespace(  # type: ignore[assignment]
+        iter=0, max_iter=100, storage=SimpleNamespace(latest=lambda: latest)
+    )
+
+    def see(value: float) -> None:
+        latest["bbox/AP"] = (value, 0)
+        hook.after_step()
+
+    return hook, see
+
+
+def test_not_a_number_is_no_improvement() -> None:
+    hook, see = early_stopping(2)
+    for value in (math.nan, math.nan):
+        hook.before_step()
+        see(value)
+    with pytest.raises(EarlyStop, match="bbox/AP was not above -inf in 2 evaluations"):
+        hook.before_step()
+
+
+def test_waiting_goes_on_after_a_resume() -> None:
+    hook, see = early_stopping(2)
+    see(5.0)
+    see(4.0)
+    other, see_more = early_stopping(2)
+    other.load_state_dict(hook.state_dict())
+    other.before_step()
+    see_more(4.5)
+    with pytest.raises(EarlyStop):
+        other.before_step()
+    third, _ = early_stopping(2)
+    third.load_state_dict(other.state_dict())
+    with pytest.raises(EarlyStop):
+        third.before_step()
+
+
+# ---------------------------------------------------------------------------- validation loss
+
+
+class Counting(nn.Module):
+    """Its loss is the sample; its batch statistics would move in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, batch: list[float]) -> dict[str, torch.Tensor]:
+        assert self.training and not torch.is_grad_enabled()
+        self.norm(torch.rand(4, 1))
+        return {"a": torch.tensor(batch[0]), "b": torch.tensor(1.0)}
+
+
+def test_the_validation_loss_is_the_mean_and_leaves_no_trace() -> None:
+    model = Counting()
+    model.norm.eval()
+    hook = ValidationLoss(2, lambda: [[1.0], [3.0], [8.0]])
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(  # type: ignore[assignment]
+            iter=1, max_iter=10, storage=storage, model=model
+        )
+        before = torch.get_rng_state(), model.norm.running_mean.clone()
+        hook.after_step()
+        assert storage.latest()["validation_loss"][0] == pytest.approx(4 + 1)
+        hook.trainer.iter = 2
+        storage.put_scalar("validation_loss", 0.0, smoothing_hint=False)
+        hook.after_step()  # not a time to evaluate
+        assert storage.latest()["validation_loss"][0] == 0
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.equal(model.norm.running_mean, before[1])
+    assert model.training and not model.norm.training
+
+
+# ---------------------------------------------------------------------------- curves
+
+
+def test_curves_are_read_over_resumes_and_cut_lines(tmp_path: Path) -> None:
+    lines = [
+        {"iteration": 19, "total_loss": 2.0, "lr": 0.1, "note": "text"},
+        {"iteration": 39, "total_loss": 1.0},
+        {"iteration": 19, "total_loss": 1.5},  # after a resume
+        {"iteration": 39, "bbox/AP": 12.0, "bbox/APs": 3.0},
+    ]
+    path = tmp_path / "metrics.json"
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 59, "tot')
+    series = read_series(path)
+    assert series["total_loss"] == ([19, 39], [1.5, 1.0])
+    assert series["bbox/AP"] == ([39], [12.0]) and "note" not in series
+    save_curves(path, tmp_path / "curves.png")
+    assert cv2.imread(str(tmp_path / "curves.png")).shape[1] > 1500  # three panels
