@@ -10,10 +10,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
+from .problems import Problem
 from .source import Source
 from .wording import shorten
 
-__all__ = ["check_classes", "choose_classes", "num_classes"]
+__all__ = ["choose_classes", "class_problems", "num_classes", "num_classes_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +75,9 @@ def _class_names(name: str, sources: Mapping[str, Source]) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def check_classes(
+def class_problems(
     cfg: CfgNode, names: Iterable[str], sources: Mapping[str, Source], classes: list[str]
-) -> None:
+) -> list[Problem]:
     """Compares data sets and model with the class list.
 
     Args:
@@ -85,70 +86,77 @@ def check_classes(
         sources: what was read of those that are given by a spec.
         classes: the list to follow.
 
-    Raises:
-        ValueError: no class is known, a set has another list or uses a class outside of it, or
-            the model has another number of classes.
+    Returns:
+        A problem where no class is known, for a set that has another list, for each class outside
+        of the list that a set uses, and where the model has another number of classes.
     """
     if not classes:
-        raise ValueError(
+        text = (
             "The data holds no annotation, so no class is known; correct the data, or set "
             "DATASETS.CLASSES."
         )
+        return [Problem(text, "no class")]
+    problems: list[Problem] = []
     configured = bool(cfg.DATASETS.get("CLASSES", []))
     for name in names:
         if name in sources:
-            _check_source_classes(sources[name], classes, configured=configured)
+            problems += _source_problems(sources[name], classes, configured=configured)
             continue
         listed = _class_names(name, sources)
         if listed is not None and listed != classes:
-            raise _class_conflict(name, listed, classes)
-    _check_num_classes(cfg, classes)
+            problems.append(_class_conflict(name, listed, classes))
+    return problems + _num_classes_problem(cfg, classes)
 
 
-def _check_source_classes(source: Source, classes: list[str], *, configured: bool) -> None:
-    for name, path in source.used.items():
-        if name not in classes:
-            raise ValueError(
-                f"Data set {source.spec.name!r}: {path} names the unknown class {name!r}; known "
-                f"classes: {shorten(classes)}. Correct the annotation, or set DATASETS.CLASSES to "
-                "the full list."
-            )
+def _source_problems(source: Source, classes: list[str], *, configured: bool) -> list[Problem]:
+    unknown = [
+        Problem(
+            f"Data set {source.spec.name!r}: {path} names the unknown class {name!r}; known "
+            f"classes: {shorten(classes)}. Correct the annotation, or set DATASETS.CLASSES to "
+            "the full list.",
+            "unknown class",
+        )
+        for name, path in source.used.items()
+        if name not in classes
+    ]
     # A VOC set lists only the classes it happens to show, a COCO json all it means to have.
-    if source.spec.kind == "coco" and not configured and set(source.listed) != set(classes):
-        raise _class_conflict(source.spec.name, source.listed, classes)
+    exact = source.spec.kind == "coco" and not configured
+    if not unknown and exact and set(source.listed) != set(classes):
+        return [_class_conflict(source.spec.name, source.listed, classes)]
+    return unknown
 
 
-def _class_conflict(name: str, listed: list[str], classes: list[str]) -> ValueError:
+def _class_conflict(name: str, listed: list[str], classes: list[str]) -> Problem:
     extra = [c for c in listed if c not in classes]
     lacking = [c for c in classes if c not in listed]
-    return ValueError(
+    text = (
         f"Data set {name!r} has another class list than the one in use (DATASETS.CLASSES, else the "
         f"training set's). Only there: {shorten(extra)}; only in the list in use: "
         f"{shorten(lacking)}; its order: {shorten(listed)}; the order in use: {shorten(classes)}. "
         "Use sets of the same classes, or set DATASETS.CLASSES to the list your own sets shall "
         "follow."
     )
+    return Problem(text, "class list")
 
 
-def _check_num_classes(cfg: CfgNode, classes: list[str]) -> None:
-    key = _num_classes_key(cfg)
-    if key is None:
-        return
-    number = cfg.MODEL[key].NUM_CLASSES
-    if number != len(classes):
-        raise ValueError(
-            f"MODEL.{key}.NUM_CLASSES is {number}, but the data has {len(classes)} classes "
-            f"({shorten(classes)}). Set MODEL.{key}.NUM_CLASSES {len(classes)}."
-        )
+def _num_classes_problem(cfg: CfgNode, classes: list[str]) -> list[Problem]:
+    key = num_classes_key(cfg)
+    if key is None or len(classes) == cfg.MODEL[key].NUM_CLASSES:
+        return []
+    text = (
+        f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but the data has {len(classes)} "
+        f"classes ({shorten(classes)}). Set MODEL.{key}.NUM_CLASSES {len(classes)}."
+    )
+    return [Problem(text, "number of classes")]
 
 
 def num_classes(cfg: CfgNode) -> int:
     """How many classes the model of the config has."""
-    key = _num_classes_key(cfg) or "ROI_HEADS"
+    key = num_classes_key(cfg) or "ROI_HEADS"
     return int(cfg.MODEL[key].NUM_CLASSES)
 
 
-def _num_classes_key(cfg: CfgNode) -> str | None:
+def num_classes_key(cfg: CfgNode) -> str | None:
     """The config node whose NUM_CLASSES the model reads; None for a model we do not know."""
     try:
         architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)

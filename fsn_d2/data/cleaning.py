@@ -6,22 +6,27 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from detectron2.config import CfgNode
+from PIL import Image
 
-from .image_header import MAX_PIXELS, check_header
+from .fields import repair_fields
+from .image_header import MAX_PIXELS, check_header, orientation
 from .paths import leaves
+from .problems import Problem
 from .source import Coco, Source
-from .wording import shorten
+from .wording import shorten, show
 
-__all__ = ["Findings", "clean", "describe"]
+__all__ = ["CleanedSet", "Findings", "Rules", "clean", "describe", "image_defect"]
 
 NO_AREA = "boxes without area in the image, skipped"
 UNREADABLE = "images that cannot be read, skipped"
 TOO_LARGE = "images of more pixels than INPUT.MAX_PIXELS, skipped"
+TOO_NARROW = "images whose short side INPUT.MAX_SIZE_TRAIN or _TEST shrinks to nothing, skipped"
 OUTSIDE = "images outside the set's folder, skipped (DATASETS.ALLOW_OUTSIDE True takes them)"
 WRONG_SIZE = "images whose size is not the annotated one, real size taken"
 NO_IMAGE = "annotations of images that are not listed, skipped"
@@ -33,87 +38,150 @@ CLIP_SLACK = 0.1  # pixels
 Findings = defaultdict[str, list[str]]  # kind of defect -> the images concerned
 
 
-def clean(
-    source: Source,
-    classes: list[str],
-    *,
-    decode: bool,
-    max_pixels: int = MAX_PIXELS,
-    allow_outside: bool = False,
-) -> tuple[Coco, Findings]:
+@dataclass(frozen=True)
+class Rules:
+    """What a config lets through.
+
+    Attributes:
+        max_pixels: ``INPUT.MAX_PIXELS``; an image whose header says more is not decoded.
+        allow_outside: ``DATASETS.ALLOW_OUTSIDE``; take images that lie outside their folder.
+        max_aspect: an image whose long side is this many times its short one, or more, has a side
+            of no pixel after resizing.
+        masks: ``MODEL.MASK_ON``; every annotation needs a segmentation.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    allow_outside: bool = False
+    max_aspect: float = math.inf
+    masks: bool = False
+
+    @classmethod
+    def of(cls, cfg: CfgNode) -> Rules:
+        return cls(
+            max_pixels=cfg.INPUT.get("MAX_PIXELS", MAX_PIXELS),
+            allow_outside=cfg.DATASETS.get("ALLOW_OUTSIDE", False),
+            # ResizeShortestEdge rounds to whole pixels: from half a pixel on there is one.
+            max_aspect=2 * min(cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TEST),
+            masks=cfg.MODEL.MASK_ON,
+        )
+
+
+@dataclass(frozen=True)
+class CleanedSet:
+    """A set without what cannot be used.
+
+    Attributes:
+        source: what it was made from.
+        coco: the cleaned COCO json, equal to the source's if nothing was amiss.
+        findings: what was skipped or repaired.
+        problems: why it cannot be used all the same, beside those of the source.
+    """
+
+    source: Source
+    coco: Coco
+    findings: Findings
+    problems: list[Problem]
+
+
+def clean(source: Source, classes: list[str], rules: Rules, *, decode: bool) -> CleanedSet:
     """Takes out what cannot be used, and brings the categories into the order of the classes.
 
     Args:
-        source: a set whose classes were checked.
-        classes: the class list in use.
+        source: a set as read.
+        classes: the class list in use; annotations of other classes are left out.
+        rules: what the config lets through.
         decode: decode every image in full. Without it only headers are read, and a file cut off
             later is not noticed.
-        max_pixels: ``INPUT.MAX_PIXELS``; an image whose header says more is not decoded.
-        allow_outside: ``DATASETS.ALLOW_OUTSIDE``; take images that lie outside their folder.
-
-    Returns:
-        The cleaned COCO json, equal to the source's if nothing was amiss, and what was found.
-
-    Raises:
-        ValueError: no image can be read.
     """
     findings: Findings = defaultdict(list)
     if source.repeated:
         findings[REPEATED] = list(source.repeated)
     if source.outside:
         findings[OUTSIDE] = list(source.outside)
-    look = partial(_look_at, decode=decode, max_pixels=max_pixels, allow_outside=allow_outside)
-    images = _clean_images(source, findings, partial(look, source.image_root))
-    if not images:
-        raise ValueError(
-            f"Data set {source.spec.name!r}: none of its {len(source.coco['images'])} images can "
-            f"be read in {source.image_root.absolute()}; is it the right folder? "
-            f"{describe(findings)}."
-        )
+    look = partial(_look_at, source.image_root, rules=rules, decode=decode)
+    images = _clean_images(source, findings, look)
+    problems = [] if images else [_no_image(source, findings)]
     categories, new_ids = _clean_categories(source, classes)
-    cleaned = {**source.coco, "images": images, "categories": categories}
+    cleaned = {**source.coco, "images": list(images.values()), "categories": categories}
     if "annotations" in source.coco:
         cleaned["annotations"] = _clean_annotations(source, images, new_ids, findings)
-    return cleaned, findings
+        if rules.masks:
+            problems += _missing_masks(source, cleaned["annotations"])
+    return CleanedSet(source, cleaned, findings, problems)
 
 
-def describe(findings: Findings) -> str:
-    """Says for each kind of defect how often it was met and the first three images."""
-    return "; ".join(
-        f"{defect}: {len(names)} ({shorten(list(dict.fromkeys(names)), limit=3)})"
+def describe(findings: Findings, limit: int = 3) -> list[str]:
+    """Says for each kind of defect how often it was met, and the first few images."""
+    return [
+        f"{defect}: {len(names)} ({shorten(list(dict.fromkeys(names)), limit)})"
         for defect, names in findings.items()
+    ]
+
+
+def _no_image(source: Source, findings: Findings) -> Problem:
+    found = f"; {'; '.join(describe(findings))}" if findings else ""
+    return Problem(
+        f"Data set {source.spec.name!r}: none of its {len(source.coco['images'])} images can be "
+        f"read in {source.image_root.absolute()}; is it the right folder{found}?",
+        "no image",
     )
+
+
+def _missing_masks(source: Source, annotations: Sequence[Coco]) -> list[Problem]:
+    return [
+        Problem(
+            f"{source.spec.path}: the annotation (id {show(a['id'])}) of image "
+            f"{show(a['image_id'])} has no usable segmentation, which MODEL.MASK_ON needs.",
+            "no segmentation",
+        )
+        for a in annotations
+        if not a.get("segmentation")
+    ]
 
 
 def _clean_images(
     source: Source, findings: Findings, look: Callable[[str], tuple[int, int] | str]
-) -> list[Coco]:
+) -> dict[Any, Coco]:
+    """The images that can be used, with their real sizes, by the id that they have in the source.
+
+    COCO's evaluation sorts ids: where numbers and text are mixed, images are numbered anew.
+    """
     images = source.coco["images"]
     with ThreadPoolExecutor(max_workers=8) as pool:
         sizes = list(pool.map(look, [image["file_name"] for image in images]))
-    kept = []
-    for image, size in zip(images, sizes, strict=True):
+    one_type = len({isinstance(image["id"], str) for image in images}) < 2
+    kept = {}
+    for number, (image, size) in enumerate(zip(images, sizes, strict=True), start=1):
         declared = (image.get("width"), image.get("height"))
         if isinstance(size, str):
             findings[size].append(image["file_name"])
             continue
         if size != declared and None not in declared:
             findings[WRONG_SIZE].append(image["file_name"])
-        kept.append({**image, "width": size[0], "height": size[1]})
+        new_id = image["id"] if one_type else number
+        kept[image["id"]] = {**image, "id": new_id, "width": size[0], "height": size[1]}
     return kept
 
 
-def _look_at(
-    folder: Path, name: str, *, decode: bool, max_pixels: int, allow_outside: bool
-) -> tuple[int, int] | str:
+def image_defect(source: Source, image: Coco, rules: Rules) -> str | None:
+    """What keeps an image of the set from being decoded in full; None: nothing."""
+    seen = _look_at(source.image_root, image["file_name"], rules=rules, decode=True)
+    return seen if isinstance(seen, str) else None
+
+
+def _look_at(folder: Path, name: str, *, rules: Rules, decode: bool) -> tuple[int, int] | str:
     """Width and height as Detectron2's `read_image` gives them, or the defect of the image."""
     try:
-        if not allow_outside and leaves(folder, name):
+        if not rules.allow_outside and leaves(folder, name):
             return OUTSIDE
+        if not (folder / name).is_file():  # opening a named pipe would wait for ever
+            return UNREADABLE
         with Image.open(folder / name) as image:
-            check_header(image, max_pixels)
+            check_header(image, rules.max_pixels)
             width, height = image.size
-            turned = _exif_orientation(image) >= 5
+            if max(image.size) >= rules.max_aspect * min(image.size):
+                return TOO_NARROW
+            turned = orientation(image) >= 5
             if decode:
                 image.load()
     except Image.DecompressionBombError:
@@ -121,15 +189,6 @@ def _look_at(
     except Exception:  # Pillow's decoders raise nearly any type on a broken file
         return UNREADABLE
     return (height, width) if turned else (width, height)
-
-
-def _exif_orientation(image: Image.Image) -> int:
-    """1 to 8; 5 and above swap width and height."""
-    try:
-        # The base class's method: the one of PNG decodes the whole file first.
-        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a broken EXIF block is ignored, as in `read_image`
-        return 1
 
 
 def _clean_categories(source: Source, classes: list[str]) -> tuple[list[Coco], dict[Any, Any]]:
@@ -148,52 +207,61 @@ def _clean_categories(source: Source, classes: list[str]) -> tuple[list[Coco], d
 
 
 def _clean_annotations(
-    source: Source, images: Sequence[Coco], new_ids: Mapping[Any, Any], findings: Findings
+    source: Source,
+    images: Mapping[Any, Coco],
+    new_ids: Mapping[Any, Any],
+    findings: Findings,
 ) -> list[Coco]:
     listed = {image["id"] for image in source.coco["images"]}
-    by_id = {image["id"]: image for image in images}
     kept = []
     for annotation in source.coco["annotations"]:
         if annotation["image_id"] not in listed:
-            findings[NO_IMAGE].append(str(annotation["image_id"]))
+            findings[NO_IMAGE].append(show(annotation["image_id"]))
             continue
-        image = by_id.get(annotation["image_id"])
-        if image is None:
+        image = images.get(annotation["image_id"])
+        category_id = new_ids[annotation["category_id"]]
+        if image is None or category_id is None:
             continue
         box = _clip_box(annotation["bbox"], image["width"], image["height"])
         if box is None:
             findings[NO_AREA].append(image["file_name"])
             continue
-        kept.append(_clean_annotation(annotation, box, new_ids[annotation["category_id"]]))
+        named = {**annotation, "image_id": image["id"], "category_id": category_id, "bbox": box}
+        if box != annotation["bbox"] and not annotation.get("segmentation"):
+            named.pop("area", None)  # of the box before it was cut
+        new, defects = repair_fields(named, image["width"], image["height"])
+        for defect in defects:
+            findings[defect].append(image["file_name"])
+        kept.append(new)
     return _number(kept)
 
 
 def _clip_box(box: Sequence[float], width: int, height: int) -> list[float] | None:
     """Cuts an [x, y, w, h] box to the image; None if nothing with an area is left."""
+    if not all(map(_is_finite, box)):
+        return None
     x, y, w, h = box
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
-    # Comparisons with NaN are false, so a box with NaN in it needs its own look.
-    if not all(map(math.isfinite, box)) or not (w > 0 and h > 0 and right > left and bottom > top):
+    if not (w > 0 and h > 0 and right > left and bottom > top):
         return None
     if max(left - x, top - y, x + w - right, y + h - bottom) <= CLIP_SLACK:
         return list(box)
     return [left, top, right - left, bottom - top]
 
 
-def _clean_annotation(annotation: Coco, box: list[float], category_id: Any) -> Coco:
-    """Fills in what COCO's evaluation cannot do without; a cut box gets its new area."""
-    area = box[2] * box[3]
-    new = {"iscrowd": 0, "area": area, **annotation, "bbox": box, "category_id": category_id}
-    if box != annotation["bbox"] and not annotation.get("segmentation"):
-        new["area"] = area
-    return new
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def _number(annotations: list[Coco]) -> list[Coco]:
-    """Numbers annotations from 1, unless they have distinct ids above 0.
+    """Numbers annotations from 1, unless they have distinct whole numbers above 0 as ids.
 
-    pycocotools takes an id of 0 for "no match".
+    pycocotools takes an id of 0 for "no match", and keeps ids as floats.
     """
     ids = [a.get("id") for a in annotations]
-    usable = all(isinstance(i, int) and i > 0 for i in ids) and len(set(ids)) == len(ids)
+    whole = all(isinstance(i, int) and 0 < i < 2**53 for i in ids)
+    usable = whole and len(set(ids)) == len(ids)
     return annotations if usable else [{**a, "id": i} for i, a in enumerate(annotations, start=1)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from PIL import Image
+import struct
+from typing import IO
 
-__all__ = ["MAX_PIXELS", "check_header"]
+from PIL import ExifTags, Image
+
+__all__ = ["MAX_PIXELS", "check_header", "orientation"]
 
 # Where Pillow itself stops: twice the PIL.Image.MAX_IMAGE_PIXELS it comes with.
 MAX_PIXELS = 178_956_970
@@ -30,3 +33,39 @@ def check_header(image: Image.Image, max_pixels: int) -> None:
         )
     if image.format == "EPS":
         raise ValueError("it is an EPS file, a program; convert it to PNG or JPEG")
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation that Detectron2's `read_image` will follow; 1 where there is none.
+
+    Args:
+        image: opened. A PNG that has EXIF behind its pixels is decoded, other images are not.
+
+    Returns:
+        1 to 8; 5 and above swap width and height.
+    """
+    try:
+        file = getattr(image, "fp", None)  # an opened image has one
+        if image.format == "PNG" and file is not None and _has_late_exif(file):
+            image.load()
+        # The base class's method: the one of PNG decodes the whole file first.
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a broken EXIF block is ignored, as in `read_image`
+        return 1
+
+
+def _has_late_exif(file: IO[bytes]) -> bool:
+    """Whether a chunk that can hold EXIF comes behind the pixels of a PNG. Seeks back."""
+    start = file.tell()
+    pixels = False
+    file.seek(8)
+    try:
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            pixels |= kind == b"IDAT"
+            if pixels and kind in (b"eXIf", b"iTXt"):
+                return True
+            file.seek(length + 4, 1)
+        return False
+    finally:
+        file.seek(start)

@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 
 from ..data.cleaning import CleanedSet
 from ..data.mapper import read_image
-from .detections import draw_ground_truth
+from .drawing import draw_ground_truth
 
 __all__ = ["save_sample_sheet"]
 

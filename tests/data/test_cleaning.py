@@ -96,7 +96,7 @@ def cut_off(path: Path) -> None:
 def test_unreadable_images_are_skipped_and_counted(voc: Path, make_cfg, caplog) -> None:
     (voc / "JPEGImages" / "a.jpg").write_bytes(b"no image at all")
     (voc / "JPEGImages" / "b.jpg").unlink()
-    register_datasets(make_cfg((f"voc://{voc}:train",)))
+    register_datasets(make_cfg((), (f"voc://{voc}:train",)))
     assert "images that cannot be read, skipped: 2 (a.jpg, b.jpg)" in caplog.text
     files = [Path(r["file_name"]).name for r in DatasetCatalog.get(f"voc://{voc}:train")]
     assert files == ["empty.jpg"]

@@ -89,6 +89,25 @@ BROKEN_JSON = {
     "text in the box": (with_annotation(bbox=[1, 2, 3, "4"]), r"annotations\[1\].*expected 4"),
     "no box": (with_annotation(bbox=None), "has bbox None"),
     "ignore": (with_annotation(ignore=1), "use 'iscrowd': 1"),
+    "crowd is text": (with_annotation(iscrowd="0"), "has iscrowd '0', expected 0 or 1"),
+    "image id is a truth value": (with_annotation(image_id=True), "has image_id True, expected"),
+    "file name is a number": (
+        edited(images=[{"id": 1, "file_name": 5}]),
+        r"images\[0\] has file_name 5, expected text",
+    ),
+    "blank class name": (
+        edited(categories=[{"id": 2, "name": " "}, {"id": 5, "name": "cat"}]),
+        r"categories\[0\] has name ' ', expected a name that can be written",
+    ),
+    "half of a surrogate pair": (
+        edited(categories=[{"id": 2, "name": "\ud83d"}, {"id": 5, "name": "cat"}]),
+        r"categories\[0\] has name '\\ud83d', expected a name that can be written",
+    ),
+    "a class as number and as text": (
+        edited(categories=[{"id": 2, "name": 1}, {"id": 5, "name": "1"}]),
+        "name '1' occurs 2 times",
+    ),
+    "deeper than Python reads": ("[" * 100_000, "not a readable json file"),
     "image ids of another type": (
         edited(
             annotations=[{**a, "image_id": str(a["image_id"])} for a in coco_dict()["annotations"]]

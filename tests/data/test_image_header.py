@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 
 from fsn_d2.data import TolerantMapper, register_datasets
 from fsn_d2.data.config import add_data_config
-from fsn_d2.data.image_header import MAX_PIXELS, check_header
+from fsn_d2.data.image_header import MAX_PIXELS, check_header, orientation
 from fsn_d2.data.mapper import read_image
 
 from .small_sets import HEIGHT, WIDTH, coco_dict, write_coco, write_image
@@ -118,6 +118,44 @@ def test_a_bomb_in_a_set_is_skipped_and_counted(
     register_datasets(cfg)
     assert "images of more pixels than INPUT.MAX_PIXELS, skipped: 1 (bomb.png)" in caplog.text
     assert [Path(r["file_name"]).name for r in DatasetCatalog.get(spec)] == ["two.jpg"]
+
+
+# ---------------------------------------------------------------------------- orientation
+
+
+def write_turned_png(path: Path, value: int, *, late: bool) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    write_image(path)
+    data = path.read_bytes()
+    place = len(data) - 12 if late else data.index(b"IDAT") - 4  # before the end, or the pixels
+    block = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    path.write_bytes(data[:place] + block + data[place:])
+    return path
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("value", range(1, 9))
+def test_orientation_is_the_one_that_reading_follows(
+    tmp_path: Path, value: int, late: bool
+) -> None:
+    path = write_turned_png(tmp_path / "a.png", value, late=late)
+    with Image.open(path) as image:
+        assert orientation(image) == value
+        image.load()  # the file is where it was
+    height, width = read_image(str(path), "RGB").shape[:2]
+    assert ((width, height) == (HEIGHT, WIDTH)) == (value >= 5)
+
+
+@pytest.mark.usefixtures("no_decoding")
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "b.png"])
+def test_orientation_is_found_without_decoding(tmp_path: Path, name: str) -> None:
+    if name == "b.png":
+        write_turned_png(tmp_path / name, 6, late=False)
+    else:
+        write_image(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert orientation(image) == (6 if name == "b.png" else 1)
 
 
 # ---------------------------------------------------------------------------- programs

@@ -132,14 +132,14 @@ def test_empty_split(voc: Path, make_cfg) -> None:
 
 BROKEN_XML = {
     "syntax": ("<annotation><object>", "no element found"),
-    "no name": ("<a><object><bndbox/></object></a>", "an object has no <name>"),
+    "no name": ("<a><object><bndbox/></object></a>", "object 1 has no <name>"),
     "no box": (
         "<a><object><name>cat</name></object></a>",
-        "object 'cat' has no <bndbox> with <xmin>",
+        r"object 1 \('cat'\) has no <bndbox> with <xmin>",
     ),
     "no number": (
         "<a><object><name>cat</name><bndbox><xmin>one</xmin></bndbox></object></a>",
-        "could not convert string to float: 'one'",
+        r"object 1 \('cat'\) has xmin 'one', expected a number",
     ),
 }
 

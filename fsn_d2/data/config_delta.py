@@ -1,0 +1,74 @@
+"""Config files written for a reader: few keys on a base, each with the reason for its value."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["Setting", "to_yaml"]
+
+WIDTH = 98  # characters of a comment line
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of a config.
+
+    Attributes:
+        key: with dots.
+        value: of plain YAML.
+        why: the reason, for a comment; empty where the key speaks for itself.
+    """
+
+    key: str
+    value: Any
+    why: str = ""
+
+
+def to_yaml(settings: Iterable[Setting], base: Path, path: Path, heading: str) -> str:
+    """Renders a config file.
+
+    Args:
+        settings: in any order; keys of one node come together.
+        base: the config they are set on.
+        path: where the file will lie; the base is named relative to its folder.
+        heading: text of the comment at the top.
+    """
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        node = tree
+        *nodes, leaf = setting.key.split(".")
+        for name in nodes:
+            node = node.setdefault(name, {})
+        node[leaf] = setting
+    relative = os.path.relpath(base.resolve(), path.resolve().parent)
+    lines = [*_comment(heading, ""), f"_BASE_: {_in_one_line(relative)}", *_render(tree, "")]
+    return "\n".join(lines) + "\n"
+
+
+def _render(tree: dict[str, Any], indent: str) -> Iterable[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield f"{indent}{name}:"
+            yield from _render(value, f"{indent}  ")
+        else:
+            yield from _comment(value.why, indent)
+            yield f"{indent}{name}: {_in_one_line(value.value)}"
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    sentence = text and f"{text[0].upper()}{text[1:]}."
+    return [f"{indent}# {line}" for line in textwrap.wrap(sentence, WIDTH - len(indent))]
+
+
+def _in_one_line(value: Any) -> str:
+    """A value as flow-style YAML, whatever characters it holds."""
+    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.strip()[1:-1]

@@ -1,0 +1,38 @@
+"""What this machine offers a training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Machine"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs and CPU cores.
+
+    Attributes:
+        gpus: how many CUDA GPUs torch sees.
+        gpu_memory: of the smallest of them, in GiB.
+        cores: CPU cores this process may use.
+    """
+
+    gpus: int = 0
+    gpu_memory: float = 0.0
+    cores: int = 1
+
+    @classmethod
+    def here(cls) -> Machine:
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        memory = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        return cls(gpus, min(memory, default=0) / 2**30, cores)
+
+    def __str__(self) -> str:
+        if not self.gpus:
+            return f"no GPU, {self.cores} CPU cores"
+        return f"{self.gpus} GPU{'s' * (self.gpus > 1)} of {self.gpu_memory:.0f} GiB"

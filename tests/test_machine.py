@@ -1,0 +1,31 @@
+"""What a machine offers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from fsn_d2.machine import Machine
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine = Machine.here()
+    assert (machine.gpus, machine.gpu_memory) == (0, 0)
+    assert machine.cores == len(os.sched_getaffinity(0))
+    assert str(Machine(cores=2)) == "no GPU, 2 CPU cores"
+
+
+def test_the_smallest_of_several_gpus_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        def __init__(self, index: int) -> None:
+            self.total_memory = (24 - 13 * index) * 2**30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", Properties)
+    machine = Machine.here()
+    assert (machine.gpus, machine.gpu_memory) == (2, 11)
+    assert str(machine) == "2 GPUs of 11 GiB"

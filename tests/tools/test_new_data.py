@@ -1,0 +1,145 @@
+"""The command for new data, from a set on disk to a training."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+from PIL import Image
+
+from fsn_d2.engine import load_config, setup, train
+
+TOOL = Path(__file__).parents[2] / "tools" / "new_data.py"
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def new_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs the tool; returns what it printed."""
+
+    def run(*arguments: str) -> str:
+        output = ["--output", str(tmp_path / "my.yaml")]
+        monkeypatch.setattr(sys, "argv", ["new_data.py", *arguments, *output])
+        runpy.run_path(str(TOOL), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def last_line(new_data: Callable[..., str], *arguments: str) -> str:
+    """The error's line."""
+    with pytest.raises(SystemExit) as raised:
+        new_data(*arguments)
+    return str(raised.value)
+
+
+def test_from_a_set_to_a_training(
+    new_data: Callable[..., str],
+    coco_spec: Callable[..., str],
+    tiny_opts: Callable[..., list[str]],
+    tmp_path: Path,
+) -> None:
+    sets = coco_spec(3, name="train"), coco_spec(3, name="test")
+    sheet = tmp_path / "samples.png"
+    text = new_data("--train", sets[0], "--test", sets[1], "--sheet", str(sheet))
+    assert f"Training set {sets[0]}\n  3 images, 6 boxes, 3 classes" in text
+    assert "in a training and a test set, byte for byte: 3" in text  # the sets are alike
+    config = tmp_path / "my.yaml"
+    assert text.splitlines()[-1] == f"Next: python train_net.py --config-file {config}"
+    assert Image.open(sheet).width > 1000
+    changed = load_config(str(config))
+    assert tuple(changed.DATASETS.TRAIN) == sets[:1]
+    shrink = tiny_opts(OUTPUT_DIR=tmp_path / "out", DATASETS__CLASSES=changed.DATASETS.CLASSES)
+    args: Namespace = default_argument_parser().parse_args(["--config-file", str(config), *shrink])
+    assert "bbox" in train(setup(args))
+
+
+def test_a_part_can_be_split_off(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    spec = coco_spec(2, images=5)
+    text = new_data("--train", spec, "--test-fraction", "0.4")
+    assert "Split: 3 images to train on" in text and "Split: 2 images to test on" in text
+    cfg = load_config(str(tmp_path / "my.yaml"))
+    (train_set,), (test_set,) = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+    folder = spec.rpartition(":")[2]
+    assert train_set == f"coco://{tmp_path}/my_train.json:{folder}"
+    assert test_set == f"coco://{tmp_path}/my_test.json:{folder}"
+    assert len(json.loads((tmp_path / "my_test.json").read_text())["images"]) == 2
+
+
+def test_without_a_test_set_it_says_how_to_get_one(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    assert "--test-fraction 0.2 splits off" in new_data("--train", coco_spec(2))
+    cfg = load_config(str(tmp_path / "my.yaml"))
+    assert not cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD == 0
+
+
+def test_the_order_of_the_classes_can_be_given(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    names = ["class01", "class00", "class02"]
+    new_data("--train", coco_spec(3), "--classes", *names)
+    assert names == load_config(str(tmp_path / "my.yaml")).DATASETS.CLASSES
+
+
+def test_broken_data_gets_a_report_and_no_config(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    spec = coco_spec(2)
+    path = Path(spec.removeprefix("coco://").rpartition(":")[0])
+    data = json.loads(path.read_text())
+    for annotation in data["annotations"]:
+        annotation["bbox"] = None
+    path.write_text(json.dumps(data))
+    text = last_line(new_data, "--train", spec)
+    assert text.startswith("error: The data has 6 problems")
+    assert not (tmp_path / "my.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--train", "coco_2017_train"], "'coco_2017_train' is no data set of your own; use 'coco"),
+        (["--train", "coco://a.json"], "lacks a part"),
+        (["--train", "voc://nowhere:x"], "nowhere does not exist"),
+        (["--train", "voc://a:b", "--sheet", "x.pdf"], r"--sheet x.pdf: give a name"),
+        (["--train", "voc://a:b", "--test", "voc://a:b", "--test-fraction", "0.1"], "needs no --t"),
+        (["--train", "SET", "--test-fraction", "2"], "--test-fraction is 2.0, expected more than"),
+        (["--train", "SET", "--classes", "class00"], "unknown class 'class01'"),
+    ],
+)
+def test_errors_are_one_line(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], arguments: list[str], message: str
+) -> None:
+    spec = coco_spec(2)
+    text = last_line(new_data, *(spec if a == "SET" else a for a in arguments))
+    assert text.startswith("error: ") and message in text
+    assert len(text.splitlines()) == 1 or "problems" in text
+
+
+def test_a_config_is_not_overwritten_unasked(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    spec = coco_spec(2)
+    (tmp_path / "my.yaml").write_text("mine")
+    assert "exists: name another --output, or add --overwrite" in last_line(
+        new_data, "--train", spec
+    )
+    assert (tmp_path / "my.yaml").read_text() == "mine"
+    new_data("--train", spec, "--overwrite")
+    assert (tmp_path / "my.yaml").read_text() != "mine"
