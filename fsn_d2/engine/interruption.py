@@ -20,7 +20,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from torch.multiprocessing import ProcessExitedException
 
-__all__ = ["EXIT_CODE", "StopSignal", "ignore_first_sigterm", "passing_on_sigterm"]
+__all__ = ["EXIT_CODE", "StopSignal", "obey_parent_alone", "passing_on_sigterm"]
 
 EXIT_CODE = 128 + signal.SIGTERM  # 143: what a shell reports for a process that SIGTERM ended
 REPEATED_S = 1.0  # seconds after which a further signal is a second one
@@ -62,13 +62,20 @@ class StopSignal(HookBase):
             os.kill(os.getpid(), number)
 
 
-def ignore_first_sigterm(worker: int = 0) -> None:
-    """For data loader workers: where the whole group gets SIGTERM, they have to go on loading."""
+def obey_parent_alone(worker: int = 0) -> None:
+    """For data loader workers: SIGTERM ends one only if its training process sent it.
 
-    def let_the_next_end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+    Where the whole group gets it, the training goes on for a while and needs its workers.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
 
-    signal.signal(signal.SIGTERM, let_the_next_end)
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @contextmanager

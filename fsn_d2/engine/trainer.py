@@ -9,6 +9,7 @@ import weakref
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
@@ -22,7 +23,7 @@ from ..checkpoint import Checkpointer
 from ..checkpoint.writing import disk_is_full, remove_leftovers
 from ..data import TolerantMapper
 from ..evaluation import build_evaluator
-from .interruption import StopSignal, ignore_first_sigterm
+from .interruption import StopSignal, obey_parent_alone
 from .memory import PeakMemory
 from .nonfinite import BatchSkipped, NonFiniteLoss
 from .random_state import set_random_state
@@ -57,7 +58,8 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         mapper = TolerantMapper(cfg, is_train=False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        loader.worker_init_fn = ignore_first_sigterm
+        loader.worker_init_fn = obey_parent_alone
+        loader.generator = torch.Generator()  # else an evaluation would draw from the training's
         return loader
 
     @classmethod
@@ -159,6 +161,8 @@ class Trainer(DefaultTrainer):
             logger.warning("%s", skipped)
 
     def after_train(self) -> None:
+        if isinstance(self.data_loader, TrainingStream):
+            self.data_loader.close()
         self.iter = min(self.iter, self.max_iter)  # more, if resumed after the last iteration
         super().after_train()
 

@@ -10,24 +10,25 @@ the batches before it need not be loaded.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
-from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .interruption import ignore_first_sigterm
+from .interruption import obey_parent_alone
 from .random_state import own_random_numbers
 
 __all__ = ["SeededSamples", "TrainingStream", "build_training_stream", "grouped_batches"]
 
 Place = tuple[int, int]  # place in the stream of all processes, index in the data set
+Batch = list[dict[str, Any]]
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
@@ -107,15 +108,25 @@ class TrainingStream:
         self._groups = groups
         self._seed = seed
         self._position = 0
+        self._running: Generator[Batch, None, None] | None = None
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+    def __iter__(self) -> Iterator[Batch]:
+        self._running = self._load()
+        return self._running
+
+    def close(self) -> None:
+        """Ends the workers; without it they may hold up the end of the process."""
+        if self._running is not None:
+            self._running.close()
+
+    def _load(self) -> Generator[Batch, None, None]:
         loader = DataLoader(
             SeededSamples(self._dataset, self._mapper, self._seed),
             batch_sampler=islice(self._batches(), self._position, None),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
-            worker_init_fn=ignore_first_sigterm,
-            generator=Generator(),  # else starting it would draw from the training's
+            worker_init_fn=obey_parent_alone,
+            generator=torch.Generator(),  # else starting it would draw from the training's
         )
         for batch in loader:
             self._position += 1

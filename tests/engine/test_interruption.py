@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import train_net
-from fsn_d2.engine.interruption import StopSignal, ignore_first_sigterm
+from fsn_d2.engine.interruption import StopSignal, obey_parent_alone
 
 ROOT = Path(__file__).parents[2]
 Args = Callable[..., Namespace]
@@ -159,7 +159,7 @@ def ended_by(child: int) -> int | None:
     for _ in range(50):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return os.WTERMSIG(status)
+            return os.WTERMSIG(status)  # 0: it ended by itself
         time.sleep(0.01)
     return None
 
@@ -175,12 +175,15 @@ def test_a_second_signal_ends_at_once(second: signal.Signals, in_child: Callable
     assert ended_by(child) == second
 
 
-def test_a_data_loader_worker_outlives_the_first_sigterm_alone(in_child: Callable) -> None:
-    child = in_child(ignore_first_sigterm)
+def test_a_data_loader_worker_ends_when_its_training_says_so_and_at_nobody_elses_word(
+    in_child: Callable,
+) -> None:
+    child = in_child(obey_parent_alone)
+    for _ in range(2):
+        subprocess.run(["kill", "-TERM", str(child)], check=True)  # its sender is no parent
+        assert ended_by(child) is None
     os.kill(child, signal.SIGTERM)
-    assert ended_by(child) is None
-    os.kill(child, signal.SIGTERM)
-    assert ended_by(child) == signal.SIGTERM
+    assert ended_by(child) == 0
 
 
 # ---------------------------------------------------------------------------- several processes
@@ -249,3 +252,31 @@ def test_all_processes_save_together_and_the_launcher_ends_with_143(
         for _ in range(saved["iteration"] + 1):  # every process had ended the same iteration
             torch.rand(1, generator=generator)
         assert state["torch"].equal(generator.get_state())
+
+
+@pytest.mark.slow
+def test_a_training_in_several_processes_ends_as_without_the_signal(
+    tiny_args: Args, tmp_path: Path
+) -> None:
+    run = {"small": True, "SOLVER__MAX_ITER": 40, "DATALOADER__NUM_WORKERS": 2}
+    run |= {"DATASETS__TEST": (), "SOLVER__BASE_LR": 0.001}
+
+    def begin(output: str) -> subprocess.Popen[str]:
+        args = tiny_args("fsn_R50.yaml", **run, OUTPUT_DIR=tmp_path / output)
+        options = ["--config-file", args.config_file, "--num-processes", "2", "--resume"]
+        return start("train_net.py", *options, *args.opts)
+
+    whole = begin("whole")
+    assert whole.communicate(timeout=120) and whole.returncode == 0
+    stopped = begin("stopped")
+    wait_for(stopped, "iter: 19 ")
+    stopped.send_signal(signal.SIGTERM)  # the launcher alone
+    output, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 143, output
+    resumed = begin("stopped")
+    assert resumed.communicate(timeout=120) and resumed.returncode == 0
+    expected, found = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+        for name in ("whole", "stopped")
+    )
+    assert all(found["model"][name].equal(value) for name, value in expected["model"].items())

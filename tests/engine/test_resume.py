@@ -146,6 +146,17 @@ def test_an_interrupted_evaluation_is_made_up_for(
     assert same(load(tmp_path / "output" / "model_0000003.pth"), expected)
 
 
+def test_evaluations_do_not_change_the_weights(tiny_args: Args, tmp_path: Path) -> None:
+    sets = {key: value for key, value in RUN.items() if key != "DATASETS__TEST"}
+    run = {**sets, "SOLVER__MAX_ITER": 3}
+    for period in (0, 1):
+        changes = {"TEST__EVAL_PERIOD": period, "OUTPUT_DIR": tmp_path / str(period)}
+        train_net.main(tiny_args("fsn_R50.yaml", **run, **changes))
+    first, second = (load(tmp_path / str(period) / "model_final.pth") for period in (0, 1))
+    assert same(first["model"], second["model"])
+    assert same(first["random_states"], second["random_states"])
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 
