@@ -1,17 +1,21 @@
 #!/usr/bin/env python
-"""Exports a trained model to TorchScript and compares it with eager on images of its test set."""
+"""Exports a trained model to TorchScript, ONNX or both, compares each file with eager on images of
+the test set, measures them side by side, and writes a model card.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from fsn_d2.engine import one_line_errors, setup
-from fsn_d2.export import export_and_compare
+from fsn_d2.export import FORMATS, export_files, model_card
 
 EXAMPLE = """example:
-  python tools/export_model.py --config-file configs/fsn_R50.yaml --output model.ts \\
-      MODEL.WEIGHTS output/model_final.pth"""
+  python tools/export_model.py --config-file configs/fsn_R50.yaml --format both \\
+      --output model.ts MODEL.WEIGHTS output/model_final.pth
+writes model.ts, model.onnx and model.md. docs/export.md has more."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,21 +23,42 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, help="config the model was trained with")
-    parser.add_argument("--output", default="model.ts", help="file to write")
+    parser.add_argument("--format", choices=[*FORMATS, "both"], default="torchscript")
+    parser.add_argument(
+        "--output",
+        help="file to write, default model.ts or model.onnx; of both, and of the model "
+        "card, the suffix is replaced",
+    )
     parser.add_argument("--images", type=int, default=20, help="test images to compare on")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="MODEL.WEIGHTS path, and other keys")
     parser.set_defaults(eval_only=True)
     return parser.parse_args()
 
 
+def files_to_write(format: str, output: str | None) -> dict[str, Path]:
+    """Format -> path."""
+    if format != "both":
+        return {format: Path(output or f"model{FORMATS[format].suffix}")}
+    name = Path(output or "model")
+    return {each: name.with_suffix(FORMATS[each].suffix) for each in FORMATS}
+
+
 def main() -> None:
     args = parse_args()
+    paths = files_to_write(args.format, args.output)
     with one_line_errors():
         cfg = setup(args)
-        difference = export_and_compare(cfg, args.output, args.images)
-    print(f"{args.output}: {difference}")
-    if not difference.within():
-        sys.exit("error: the exported model differs from the eager one")
+        shipment = export_files(cfg, paths, args.images)
+    card = next(iter(paths.values())).with_suffix(".md")
+    card.write_text(model_card(cfg, shipment, card.stem))
+    print(shipment.table())
+    print(
+        f"Compared on {shipment.files[0].difference.images} images. Written: "
+        f"{', '.join(map(str, [*paths.values(), card]))}"
+    )
+    for file in shipment.files:
+        if not file.difference.within():
+            sys.exit(f"error: {file.path} differs from the eager model: {file.difference}")
 
 
 if __name__ == "__main__":

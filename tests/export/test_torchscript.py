@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,12 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from fsn_d2.export import ExportDifference, compare_export, export_torchscript
+from fsn_d2.export import (
+    ExportDifference,
+    compare_export,
+    export_torchscript,
+    weights_sha256,
+)
 from fsn_d2.layers import op_library_path
 
 TRACED = (64, 80)  # height, width
@@ -142,15 +149,18 @@ def test_a_process_with_torch_and_two_op_libraries_alone_runs_it(
         torch.testing.assert_close(tuple(answer), tuple(expected))
 
 
-def test_the_file_carries_the_config_and_the_class_names(
+def test_the_file_says_what_it_is(
     small_cfg: Callable[..., CfgNode], detector: Callable, tmp_path: Path
 ) -> None:
     cfg = small_cfg(DATASETS__TRAIN=(), DATASETS__TEST=(), DATASETS__CLASSES=["a", "b", "c"])
-    export_torchscript(cfg, detector(cfg), image_of(*TRACED), tmp_path / "model.ts")
-    extra = {"config.yaml": "", "classes.json": ""}
+    model = detector(cfg)
+    export_torchscript(cfg, model, image_of(*TRACED), tmp_path / "model.ts")
+    extra = {"config.yaml": "", "classes.json": "", "versions.json": "", "weights.sha256": ""}
     torch.jit.load(str(tmp_path / "model.ts"), _extra_files=extra)
     assert json.loads(extra["classes.json"]) == ["a", "b", "c"]
     assert CfgNode.load_cfg(extra["config.yaml"].decode()).MODEL.FSN == cfg.MODEL.FSN
+    assert json.loads(extra["versions.json"])["torchvision"] == torchvision.__version__
+    assert extra["weights.sha256"].decode() == weights_sha256(model)
 
 
 # ---------------------------------------------------------------------------- the comparison
@@ -166,7 +176,8 @@ class Fixed(torch.nn.Module):
 
 
 def compare_fixed_with(boxes: list, classes: list, scores: list) -> ExportDifference:
-    answer = (torch.tensor(boxes), torch.tensor(classes), torch.tensor(scores), None)
+    size = torch.tensor([9, 9])
+    answer = (torch.tensor(boxes), torch.tensor(classes), torch.tensor(scores), size)
     return compare_export(Fixed(), lambda image: answer, [torch.zeros(3, 9, 9)])
 
 
@@ -184,3 +195,49 @@ def test_the_comparison_measures_each_kind_of_difference() -> None:
     fewer = compare_fixed_with(boxes[:1], [0], [0.9])
     assert fewer.counts_differ == 1
     assert not any(d.within() for d in (moved, rescored, renamed, fewer))
+
+
+def test_detections_of_one_score_may_come_in_either_order() -> None:
+    swapped = compare_fixed_with([[5.0, 6, 7, 8], [1, 2, 3, 4]], [1, 0], [0.5, 0.9])
+    assert swapped == ExportDifference(images=1, detections=2)
+
+
+def test_a_detection_that_comes_twice_does_not_hide_that_another_is_missing() -> None:
+    doubled = compare_fixed_with([[1.0, 2, 3, 4], [1, 2, 3, 4]], [0, 0], [0.9, 0.9])
+    assert doubled.boxes == 4
+    assert doubled.classes == 1
+
+
+def test_masks_are_compared_too() -> None:
+    class Masks(Fixed):
+        def inference(self, inputs: list[dict], do_postprocess: bool) -> list[Instances]:
+            (found,) = super().inference(inputs, do_postprocess)
+            found.pred_masks = torch.full((2, 1, 28, 28), 0.5)
+            return [found]
+
+    boxes, classes = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([0, 1])
+    masks, scores = torch.full((2, 1, 28, 28), 0.5), torch.tensor([0.9, 0.5])
+    masks[1, 0, 3, 4] = 0.25
+    answer = (boxes, classes, masks, scores, torch.tensor([9, 9]))
+    difference = compare_export(Masks(), lambda image: answer, [torch.zeros(3, 9, 9)])
+    assert difference.masks == 0.25
+    assert not difference.within()
+
+
+# ---------------------------------------------------------------------------- the hash
+
+
+def hash_of(**tensors: torch.Tensor) -> str:
+    model = torch.nn.Module()
+    for name, tensor in tensors.items():
+        model.register_buffer(name, tensor)
+    return weights_sha256(model)
+
+
+def test_the_hash_is_that_of_names_shapes_and_values() -> None:
+    text = b"a torch.float32 [1, 2]\n" + struct.pack("<2f", 1.0, 2.0)
+    text += b"b torch.int64 []\n" + struct.pack("<q", 7)
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor(7)
+    assert hash_of(b=b, a=a) == hashlib.sha256(text).hexdigest()
+    others = [hash_of(a=a.T, b=b), hash_of(a=a + 1, b=b), hash_of(a=a.double(), b=b), hash_of(a=a)]
+    assert len({hash_of(a=a, b=b), *others}) == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import runpy
 import sys
 from argparse import Namespace
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from fsn_d2.export import ExportDifference, ExportedFile, Shipment, metadata, model_card
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -38,11 +42,61 @@ def test_the_exported_file_is_written_and_compared(
 ) -> None:
     path = tmp_path / "model.ts"
     run_tool("export_model.py", ["--output", str(path), "--images", "2", *arguments], monkeypatch)
-    assert "images=2" in capsys.readouterr().out
+    assert "Compared on 2 images" in capsys.readouterr().out
+    assert {file.name for file in tmp_path.iterdir()} >= {"model.ts", "model.md"}
     extra = {"classes.json": ""}
     exported = torch.jit.load(str(path), _extra_files=extra)
     assert extra["classes.json"] == b'["class00", "class01", "class02"]'
     assert exported(torch.rand(3, 70, 90) * 255)[0].shape[1] == 4
+
+
+def test_both_formats_stand_side_by_side_with_a_card(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    options = ["--format", "both", "--images", "2", "--output", str(tmp_path / "cells.ts")]
+    run_tool("export_model.py", [*options, *arguments], monkeypatch)
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    card = (tmp_path / "cells.md").read_text()
+    assert all(line in card for line in table)
+    rows = {cells[1].strip(): cells[2:] for cells in (line.split("|") for line in table)}
+    assert set(rows) >= {"eager", "torchscript: cells.ts", "onnx: cells.onnx"}
+    for name in ("cells.ts", "cells.onnx"):
+        content = (tmp_path / name).read_bytes()
+        (row,) = (cells for key, cells in rows.items() if key.endswith(name))
+        assert float(row[0]) == pytest.approx(len(content) / 1e6, abs=0.06)
+        assert float(row[1]) > 0
+        assert f"| {name} | " in card and hashlib.sha256(content).hexdigest() in card
+    for said in (
+        "0 class00, 1 class01, 2 class02",
+        "BGR, values 0..255",
+        "## Licence",
+        "FSNROIHeads",
+    ):
+        assert said in card
+    assert "None were found beside the weights" in card
+
+
+def test_the_card_has_the_last_metrics_beside_the_weights(
+    tmp_path: Path, small_cfg: Callable
+) -> None:
+    lines = [
+        {"iteration": 9, "total_loss": 1.0},
+        {"iteration": 10, "bbox/AP": 11.0, "bbox/AP50": 22.0},
+        {"iteration": 20, "bbox/AP": 33.25, "bbox/AP50": 44.0},
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    cfg = small_cfg(MODEL__WEIGHTS=str(tmp_path / "model_final.pth"))
+    difference = ExportDifference(images=1)
+    (tmp_path / "model.ts").write_bytes(b"model")
+    file = ExportedFile("torchscript", tmp_path / "model.ts", difference, 0.5)
+    card = model_card(cfg, Shipment([file], 0.25, metadata(cfg, torch.nn.Identity())), "cells")
+    assert "After iteration 20" in card
+    assert "| bbox/AP | 33.2 |" in card and "| bbox/AP50 | 44.0 |" in card
+    assert "22.0" not in card.split("## Origin")[0]
 
 
 def test_the_demo_leaves_all_it_promises(
