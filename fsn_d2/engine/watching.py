@@ -132,7 +132,8 @@ class SampleImages(_AtEvaluation):
         was_training = model.training
         model.eval()
         samples = (sample for batch in self._batches() for sample in batch)
-        with torch.no_grad():
+        # The visualizer draws colours at random.
+        with torch.no_grad(), own_random_numbers(0):
             for number, sample in enumerate(islice(samples, self._count)):
                 self._draw(number, sample, model([sample])[0]["instances"])
         model.train(was_training)

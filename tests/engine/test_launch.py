@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,11 +20,17 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The program's functions, with one thread as its processes have: two round otherwise, and
+    other proposals may be sampled.
+    """
     monkeypatch.syspath_prepend(PROGRAM.parent)
     import data_parallel_main
 
-    return data_parallel_main
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield data_parallel_main
+    torch.set_num_threads(threads)
 
 
 def run(mode: str, folder: Path, *prefix: str) -> tuple[int, str]:
