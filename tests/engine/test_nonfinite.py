@@ -171,6 +171,7 @@ class Steps(SimpleTrainer):
 
 
 def train_in_parallel(rank: int, folder: str, reaction: str) -> None:
+    torch.set_num_threads(1)  # a forked process cannot use its parent's pool of threads
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     model = DistributedDataParallel(OneLoss(), broadcast_buffers=False)
