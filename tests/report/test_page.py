@@ -16,7 +16,8 @@ from fsn_d2.report import Evaluated, build_facts, render_page
 HOSTILE = (
     "</script><script>pwned=1</script>",
     "<img src=x onerror=pwned=1>",
-    "<!--<script>",
+    "<!-- <script x=",
+    "</script x='",
     "$facts ${script} $$",
     "\u2028 \ud800 \N{GREEK SMALL LETTER ALPHA}",
 )
@@ -60,6 +61,7 @@ def test_the_facts_come_back_and_nothing_else_is_markup(facts: dict) -> None:
     (data, embedded), (script, code) = page.of("script")
     assert data == {"type": "application/json", "id": "facts"}
     assert json.loads(embedded) == facts
+    assert not set(embedded) & set("<>&\u2028")
     assert script == {}
     assert "</" not in code and "pwned" not in code
     assert page.of("img") == []
