@@ -5,6 +5,7 @@ compares them; and that it would notice.
 from __future__ import annotations
 
 import runpy
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ import pytest
 from fsn_d2.data import cleaning
 
 TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "fuzz_data.py"))
+
+
+@pytest.fixture(autouse=True)
+def sets_below_the_tests_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool keeps the sets with a finding."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def test_sixty_sets(capsys: pytest.CaptureFixture[str]) -> None:
