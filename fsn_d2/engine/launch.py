@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -142,8 +143,20 @@ def _run(main: MainFunction, args: argparse.Namespace, place: _Place) -> Any:
     _tell_detectron2(place)
     comm.synchronize()
     result = main(args)
-    dist.destroy_process_group()
+    _leave()
     return result
+
+
+def _leave() -> None:
+    """Ends this process's groups and their threads.
+
+    gloo's threads end with the last reference to their group. One that outlives the interpreter
+    and frees a tensor aborts the process: https://github.com/pytorch/pytorch/pull/179291
+    """
+    dist.destroy_process_group()
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
 
 
 def _prepare_cpu(local_processes: int) -> None:

@@ -126,6 +126,10 @@ def places(folder: Path) -> None:
     (folder / f"places{comm.get_rank()}.txt").write_text(repr(names))
 
 
+def thread_names() -> list[str]:
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
 def work(folder: Path) -> None:
     """All that goes well: starting processes takes longer than this."""
     for part in (places, gradients, steps, without_proposals):
@@ -144,3 +148,5 @@ if __name__ == "__main__":
     args = argument_parser().parse_args(rest)
     args.mode, args.folder = mode, folder
     launch(main, args)
+    if "RANK" in os.environ:  # torchrun's: the process in which the work was done
+        (Path(folder) / f"threads{os.environ['RANK']}.txt").write_text(",".join(thread_names()))
