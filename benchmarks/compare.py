@@ -99,14 +99,14 @@ class Plan:
         for data in self.data:
             cost = (read_cost(self.results, data) or {})["methods"]
             for method in self.methods:
-                runs = self.grid.tuning_runs(data, method)
-                runs += self.grid.seed_runs(data, method, None)
-                found = [self.results.read(run) for run in self.grid.tuning_runs(data, method)]
-                found += self.results.of_seeds(data, method)
-                missing = sum(result is None for result in found)
+                tuning = self.grid.tuning_runs(data, method)
+                runs = [*tuning, *self.grid.seed_runs(data, method, None)]
+                results = [*map(self.results.read, tuning), *self.results.of_seeds(data, method)]
                 step = cost[method]["seconds_per_iteration"]["median"]
-                count += missing
-                seconds += missing * step * config_of_run(runs[0]).SOLVER.MAX_ITER
+                for run, result in zip(runs, results, strict=True):
+                    if result is None:
+                        count += 1
+                        seconds += step * config_of_run(run).SOLVER.MAX_ITER
         return count, seconds / 3600 / (1 if torch.get_num_threads() > 1 else jobs)
 
 
