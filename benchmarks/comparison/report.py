@@ -141,5 +141,5 @@ def _number(cost: dict[str, Any] | None, key: str, factor: float) -> str:
 
 
 def _memory(found: list[dict[str, Any]]) -> str:
-    values = [result["process"]["peak_memory_mib"] for result in found]
+    values = [value for result in found if (value := result["peak_memory_mib"])]
     return f"{max(values):.0f}" if values else "-"

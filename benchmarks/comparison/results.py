@@ -95,7 +95,7 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
     Args:
         run: which it was.
         output: its OUTPUT_DIR.
-        process: what is known of it as a process: seconds, peak_memory_mib, threads.
+        process: how it was run: seconds, threads, jobs side by side.
 
     Raises:
         FileNotFoundError: it left no evaluation.
@@ -104,6 +104,7 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
     about = facts("cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu", process["threads"])
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     times = [line["time"] for line in lines if "time" in line][WARMUP_LINES:]
+    peaks = [line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line]
     return {
         "run": {
             "data": run.data,
@@ -118,6 +119,7 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
         "metrics": _metrics(cfg, output, lines),
         "iterations": cfg.SOLVER.MAX_ITER,
         "seconds_per_iteration": statistics.median(times) if times else None,
+        "peak_memory_mib": max(peaks, default=None),
         "process": process,
     }
 

@@ -103,29 +103,25 @@ class Runner:
         self.jobs.append(_Job(run, output, slot, process, time.monotonic()))
 
     def wait(self) -> tuple[Run, Path, dict[str, Any]]:
-        """Waits for the next run to end: the run, its output folder, and what the process used.
+        """Waits for the next run to end: the run, its output folder, and how it was run.
 
         Raises:
             RunFailed: it ended with an error; says where its messages are.
         """
         while True:
             for job in self.jobs:
-                pid, status, usage = os.wait4(job.process.pid, os.WNOHANG)
-                if pid:
+                if job.process.poll() is not None:
                     self.jobs.remove(job)
-                    job.process.returncode = os.waitstatus_to_exitcode(status)
-                    return self._finish(job, usage)
+                    return self._finish(job)
             time.sleep(POLL_SECONDS)
 
-    def _finish(self, job: _Job, usage: Any) -> tuple[Run, Path, dict[str, Any]]:
+    def _finish(self, job: _Job) -> tuple[Run, Path, dict[str, Any]]:
         if job.process.returncode:
             log = job.output / "stdout.txt"
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
             raise RunFailed(f"{job.run.name} failed: {' '.join(last)} (all of it: {log})")
         process = {
             "seconds": time.monotonic() - job.start,
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,
-            "peak_memory_mib": usage.ru_maxrss / 1024,  # Linux counts KiB
             "threads": self.slots.threads,
             "jobs": self.slots.jobs,
         }

@@ -3,26 +3,77 @@
 from __future__ import annotations
 
 import json
-import re
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import train_net
-from fsn_d2.engine.memory import peak_memory_mib
+from fsn_d2.engine.memory import peak_memory_mib, resident_memory_mib
+
+ON_LINUX = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux's /proc")
 
 
-def test_without_a_gpu_it_is_the_largest_resident_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        pytest.skip("the oracle is Linux's /proc")
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    kib = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-    assert kib is not None
-    assert peak_memory_mib() == pytest.approx(int(kib[1]) / 1024, rel=0.02)
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+@ON_LINUX
+def test_without_a_gpu_it_is_the_largest_resident_size(without_gpu: None) -> None:
+    before = resident_mib()
+    extra = peak_memory_mib() - before + 200
+    kept = np.ones((int(extra), 2**20), np.uint8)
+    del kept
+    assert peak_memory_mib() == pytest.approx(before + extra, abs=40)
+    assert resident_mib() < before + 40
+
+
+@ON_LINUX
+def test_what_the_starting_program_held_does_not_count() -> None:
+    kept = np.ones((2000, 2**20), np.uint8)
+    code = "from fsn_d2.engine.memory import peak_memory_mib; print(peak_memory_mib())"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    said = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert 50 < float(said) < kept.nbytes / 2**20
+
+
+def keep_and_wait(mib: int, ready: Event, done: Event) -> None:
+    kept = np.ones((mib, 2**20), np.uint8)
+    ready.set()
+    done.wait(60)
+    del kept
+
+
+@ON_LINUX
+def test_what_is_held_now_counts_this_process_and_its_children_once() -> None:
+    before = resident_memory_mib()
+    kept = np.ones((40, 2**20), np.uint8)
+    assert resident_memory_mib() - before == pytest.approx(40, abs=4)
+    fork = multiprocessing.get_context("fork")
+    ready, done = fork.Event(), fork.Event()
+    child = fork.Process(target=keep_and_wait, args=(60, ready, done))
+    child.start()  # it shares what this process holds
+    assert ready.wait(60)
+    assert resident_memory_mib() - before == pytest.approx(100, abs=20)
+    done.set()
+    child.join()
+    del kept
+    assert resident_memory_mib() - before < 10
 
 
 def test_on_a_gpu_it_is_what_pytorch_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
