@@ -8,6 +8,8 @@ from collections import OrderedDict
 
 from fsn_d2.engine import (
     argument_parser,
+    build_trained_model,
+    build_trainer,
     check_launch,
     evaluate,
     launch,
@@ -20,9 +22,11 @@ from fsn_d2.engine import (
 def main(args: Namespace) -> OrderedDict:
     with one_line_errors():
         cfg = setup(args)
-    if args.eval_only:
-        return evaluate(cfg)
-    return train(cfg, resume=args.resume)
+        if args.eval_only:
+            model = build_trained_model(cfg)
+        else:
+            trainer = build_trainer(cfg, resume=args.resume)
+    return evaluate(cfg, model) if args.eval_only else train(cfg, trainer)
 
 
 if __name__ == "__main__":

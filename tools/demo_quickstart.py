@@ -13,7 +13,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
-from fsn_d2.engine import one_line_errors, setup, train
+from fsn_d2.engine import build_trainer, one_line_errors, setup, train
 from fsn_d2.export import export_and_compare
 from fsn_d2.visualization import save_detection_sheet
 
@@ -33,8 +33,10 @@ def main() -> None:
     args.config_file = args.config_file or str(CONFIG)
     with one_line_errors():
         cfg = setup(args)
+        trainer = build_trainer(cfg, resume=True)
     output = Path(cfg.OUTPUT_DIR)
-    results = train(cfg, resume=True)
+    results = train(cfg, trainer)
+    del trainer  # its optimizer and data are no longer needed
     cfg = with_weights(cfg, output / "model_final.pth")
     difference = export_and_compare(cfg, output / "model.ts")
     save_detection_sheet(cfg, cfg.DATASETS.TEST[0], output / "detections.png")

@@ -13,7 +13,7 @@ from detectron2.engine import default_setup
 
 from fsn_d2.engine import argument_parser, check_launch, launch, one_line_errors
 from fsn_d2.lazy import evaluate, load_lazy_config, train
-from fsn_d2.lazy.loop import register_data
+from fsn_d2.lazy.loop import build_trained_model, prepare_training, register_data
 
 EXAMPLE = """examples:
   python tools/lazyconfig_train_net.py --config-file configs/lazy/fsn_R50.py --num-gpus 8
@@ -28,7 +28,11 @@ def main(args: Namespace) -> OrderedDict:
         cfg = load_lazy_config(args.config_file, args.opts)
         default_setup(cfg, args)
         register_data(cfg, eval_only=args.eval_only)
-    return evaluate(cfg) if args.eval_only else train(cfg, resume=args.resume)
+        if args.eval_only:
+            model = build_trained_model(cfg)
+        else:
+            prepared = prepare_training(cfg, resume=args.resume)
+    return evaluate(cfg, model) if args.eval_only else train(cfg, prepared)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def _wait_for_parent() -> None:
 def passing_on_sigterm() -> Iterator[None]:
     """For the process that launches several training processes: hands SIGTERM to them.
 
-    When they end by it, this process ends with the same code.
+    Where one of them exits, after SIGTERM or after an error of one line, it has said why, and this
+    process ends with the same code.
     """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -94,8 +95,8 @@ def passing_on_sigterm() -> Iterator[None]:
     try:
         yield
     except ProcessExitedException as error:
-        if error.exit_code == EXIT_CODE:
-            sys.exit(EXIT_CODE)
+        if error.exit_code > 0:  # else a signal's number, negative
+            sys.exit(error.exit_code)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -11,6 +11,7 @@ import functools
 import gc
 import os
 import socket
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -47,7 +48,11 @@ class _Place(NamedTuple):
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's options, with `--num-processes` for training on the CPU."""
+    """Detectron2's options, with `--num-processes` for training on the CPU.
+
+    Args:
+        epilog: text below the help; None: Detectron2's examples.
+    """
     parser = default_argument_parser(epilog=epilog)
     parser.set_defaults(dist_url="auto")
     parser.add_argument(
@@ -75,6 +80,7 @@ def launch(main: MainFunction, args: argparse.Namespace) -> Any:
 
     Raises:
         ValueError: as `check_launch`.
+        SystemExit: `main` exited, in this process or in another one of this machine.
         torch.multiprocessing.ProcessExitedException: a process was killed; names it.
         torch.multiprocessing.ProcessRaisedException: it raised; holds its traceback.
     """
@@ -91,7 +97,14 @@ def launch(main: MainFunction, args: argparse.Namespace) -> Any:
 
 
 def check_launch(args: argparse.Namespace) -> None:
-    """Raises ValueError where the machine lacks the GPUs, or the options contradict each other."""
+    """Compares the options that say where to run with the machine, before anything starts.
+
+    Args:
+        args: from `argument_parser`.
+
+    Raises:
+        ValueError: the machine lacks the GPUs, or the options contradict each other.
+    """
     gpus = torch.cuda.device_count()
     if args.num_processes and args.num_gpus > 1:
         raise ValueError("--num-processes is for the CPU, --num-gpus for GPUs; give one of them.")
@@ -142,9 +155,19 @@ def _run(main: MainFunction, args: argparse.Namespace, place: _Place) -> Any:
     )
     _tell_detectron2(place)
     comm.synchronize()
-    result = main(args)
+    result, exit_code = _result_or_exit(main, args)
     _leave()
+    if exit_code is not None:
+        sys.exit(exit_code)
     return result
+
+
+def _result_or_exit(main: MainFunction, args: argparse.Namespace) -> tuple[Any, Any]:
+    """What `main` returns, and what it exits with: the exception would keep the model's group."""
+    try:
+        return main(args), None
+    except SystemExit as end:
+        return None, end.code
 
 
 def _leave() -> None:
@@ -156,6 +179,8 @@ def _leave() -> None:
     dist.destroy_process_group()
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
+    if hasattr(comm, "create_local_process_group"):  # after v0.6
+        comm.create_local_process_group.cache_clear()
     gc.collect()
 
 

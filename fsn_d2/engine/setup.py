@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import add_fsn_config
 from ..data import check_proposal_files, register_datasets, register_digits
+from ..data.classes import num_classes_key
 from ..modeling.backbone import adopt_input_statistics
 from .config_files import merge_config_file
 from .determinism import apply_determinism
@@ -58,8 +59,18 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
             "SOLVER.AMP.ENABLED needs a CUDA GPU, and the device is "
             f"{cfg.MODEL.DEVICE!r}. Train in float32 with SOLVER.AMP.ENABLED False."
         )
+    _require_classes(cfg)
     adopt_input_statistics(cfg)
     return cfg
+
+
+def _require_classes(cfg: CfgNode) -> None:
+    key = num_classes_key(cfg)
+    if key is not None and cfg.MODEL[key].NUM_CLASSES < 1:
+        raise ValueError(
+            f"MODEL.{key}.NUM_CLASSES: expected 1 or more, got {cfg.MODEL[key].NUM_CLASSES}. Set "
+            "it to the number of classes of the data, without background."
+        )
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -88,8 +99,8 @@ def setup(args: Namespace) -> CfgNode:
 def one_line_errors() -> Iterator[None]:
     """For command lines: ends the program with `error: ...` where the user has something to change.
 
-    To be put around set-up alone, where such errors name a path or key; what fails later is worth
-    a traceback.
+    To be put around set-up and the loading of weights, where such errors name a path or key; what
+    fails later is worth a traceback.
     """
     try:
         yield

@@ -177,19 +177,47 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{task}_TTA", values) for task, values in results.items())
 
 
+def build_trained_model(cfg: CfgNode) -> nn.Module:
+    """Builds the model and loads MODEL.WEIGHTS into it.
+
+    Args:
+        cfg: the config.
+
+    Raises:
+        FileNotFoundError, ValueError: the weights are missing or refused, or a key of the config
+            has a value that the model cannot have.
+    """
+    model = Trainer.build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    return model
+
+
+def build_trainer(cfg: CfgNode, *, resume: bool = False) -> Trainer:
+    """Builds model, data and optimizer; loads MODEL.WEIGHTS or, with `resume`, the last checkpoint.
+
+    Args:
+        cfg: the config.
+        resume: go on from the last checkpoint of OUTPUT_DIR where there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `build_trained_model`.
+    """
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
 def evaluate(cfg: CfgNode, model: nn.Module | None = None) -> OrderedDict:
     """Evaluates on every set of DATASETS.TEST, with test-time augmentation too if the config asks.
 
     Args:
         cfg: the config.
-        model: a trained one; None builds it and loads MODEL.WEIGHTS.
+        model: a trained one; None: that of `build_trained_model`.
 
     Returns:
         metrics per task, per data set first if there are several.
     """
-    if model is None:
-        model = Trainer.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS)
+    model = model or build_trained_model(cfg)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         augmented = Trainer.test_with_tta(cfg, model)
@@ -201,8 +229,13 @@ def evaluate(cfg: CfgNode, model: nn.Module | None = None) -> OrderedDict:
     return results
 
 
-def train(cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
-    """Trains from MODEL.WEIGHTS or, with `resume`, from the last checkpoint; evaluates at the end.
+def train(cfg: CfgNode, trainer: Trainer | None = None, *, resume: bool = False) -> OrderedDict:
+    """Trains to SOLVER.MAX_ITER, and evaluates at the end.
+
+    Args:
+        cfg: the config.
+        trainer: with its weights loaded; None: that of `build_trainer`.
+        resume: for `build_trainer`.
 
     Returns:
         the last evaluation's metrics.
@@ -211,8 +244,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> OrderedDict:
         SystemExit: after SIGTERM, with code 143; where the disk is full, with what to do.
         FloatingPointError: the loss is not finite.
     """
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
+    trainer = trainer or build_trainer(cfg, resume=resume)
     try:
         trainer.train()
     except EarlyStop as stop:

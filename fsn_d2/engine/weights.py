@@ -41,8 +41,12 @@ def resume_or_load(checkpointer: Checkpointer, weights: str, *, resume: bool) ->
 def load_weights(model: nn.Module, weights: str) -> None:
     """Loads MODEL.WEIGHTS into a model; as `resume_or_load`, without a folder.
 
+    Args:
+        model: gets the weights, in place.
+        weights: path or URL; empty: keep the model as it is.
+
     Raises:
-        FileNotFoundError, ValueError: as above.
+        FileNotFoundError, ValueError: as `resume_or_load`.
     """
     resume_or_load(Checkpointer(model), weights, resume=False)
 

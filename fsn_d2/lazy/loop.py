@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
@@ -42,16 +42,39 @@ def _names(cfg: DictConfig) -> CfgNode:
     return names
 
 
+class PreparedTraining(NamedTuple):
+    """All that a training needs.
+
+    Attributes:
+        trainer: with its weights loaded.
+        start: the first iteration.
+        results: metrics of the last evaluation, once there was one.
+    """
+
+    trainer: SimpleTrainer
+    start: int
+    results: OrderedDict[str, Any]
+
+
+def build_trained_model(cfg: DictConfig) -> nn.Module:
+    """Builds the model and loads `train.init_checkpoint` into it.
+
+    Raises:
+        FileNotFoundError, ValueError: the weights are missing or refused.
+    """
+    model = instantiate(cfg.model).to(cfg.train.device)
+    load_weights(model, cfg.train.init_checkpoint)
+    return model
+
+
 def evaluate(cfg: DictConfig, model: nn.Module | None = None) -> OrderedDict:
     """Evaluates on `dataloader.test`.
 
     Args:
         cfg: as from `load_lazy_config`.
-        model: a trained one; None builds it and loads `train.init_checkpoint`.
+        model: a trained one; None: that of `build_trained_model`.
     """
-    if model is None:
-        model = instantiate(cfg.model).to(cfg.train.device)
-        load_weights(model, cfg.train.init_checkpoint)
+    model = model or build_trained_model(cfg)
     evaluator = instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
@@ -59,11 +82,11 @@ def evaluate(cfg: DictConfig, model: nn.Module | None = None) -> OrderedDict:
     return results
 
 
-def train(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
-    """Trains from `train.init_checkpoint` or, with `resume`, from the last checkpoint.
+def prepare_training(cfg: DictConfig, *, resume: bool = False) -> PreparedTraining:
+    """Builds model, data, optimizer and hooks; loads weights or, with `resume`, a checkpoint.
 
-    Returns:
-        the last evaluation's metrics.
+    Raises:
+        FileNotFoundError, ValueError: as `build_trained_model`.
     """
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
@@ -97,5 +120,22 @@ def train(cfg: DictConfig, *, resume: bool = False) -> OrderedDict:
     )
     resume_or_load(checkpointer, cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    return PreparedTraining(trainer, start, results)
+
+
+def train(
+    cfg: DictConfig, prepared: PreparedTraining | None = None, *, resume: bool = False
+) -> OrderedDict:
+    """Trains to `train.max_iter`.
+
+    Args:
+        cfg: as from `load_lazy_config`.
+        prepared: None: as from `prepare_training`.
+        resume: for `prepare_training`.
+
+    Returns:
+        the last evaluation's metrics.
+    """
+    trainer, start, results = prepared or prepare_training(cfg, resume=resume)
     trainer.train(start, cfg.train.max_iter)
     return results

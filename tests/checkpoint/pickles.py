@@ -33,9 +33,10 @@ def _text(value: bytes) -> bytes:
 
 
 def _array(value: np.ndarray) -> bytes:
-    """What Python 2 wrote for an array of 1 to 3 dimensions in C order, memos left out."""
-    close = {1: b"\x85", 2: b"\x86", 3: b"\x87"}
-    shape = b"".join(b"M" + struct.pack("<H", size) for size in value.shape) + close[value.ndim]
+    """What Python 2 wrote for an array of 1 or more dimensions in C order, memos left out."""
+    sizes = b"".join(b"M" + struct.pack("<H", size) for size in value.shape)
+    close = {1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(value.ndim)
+    shape = sizes + close if close else b"(" + sizes + b"t"
     dtype = (
         b"cnumpy\ndtype\n" + _text(value.dtype.str[1:].encode()) + b"K\x00K\x01\x87R"
         b"(K\x03" + _text(value.dtype.str[:1].encode()) + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"

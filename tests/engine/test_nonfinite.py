@@ -135,7 +135,7 @@ def test_the_count_goes_on_after_a_resume(
 
 
 def test_another_reaction_is_refused(tiny_args: Args) -> None:
-    with pytest.raises(ValueError, match=r"SOLVER\.NONFINITE.*'stop', 'skip'.*'ignore'"):
+    with pytest.raises(SystemExit, match=r"error: SOLVER\.NONFINITE.*'stop', 'skip'.*'ignore'"):
         train_net.main(tiny_args("fsn_R50.yaml", **RUN, SOLVER__NONFINITE="ignore"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from detectron2.engine import DefaultPredictor
 
 from fsn_d2.engine import Predictor
+from fsn_d2.engine.memory import limit_convolution_caches
 
 
 def test_it_detects_what_detectron2s_does(
@@ -31,3 +33,14 @@ def test_it_detects_what_detectron2s_does(
 def test_missing_weights_are_named(small_cfg: Callable) -> None:
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*absent\.pth"):
         Predictor(small_cfg(MODEL__WEIGHTS="absent.pth"))
+
+
+def test_few_compiled_convolutions_are_kept_unless_the_environment_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")  # is put back after the test
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    limit_convolution_caches()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024

@@ -119,8 +119,21 @@ def test_another_number_of_classes_than_the_data_has(tiny_args: Args) -> None:
 @pytest.mark.parametrize("flags", [(), ("--eval-only",)])
 def test_weights_that_are_not_there_are_named(flags: tuple, tiny_args: Args) -> None:
     args = tiny_args("fsn_R50.yaml", *flags, small=True, MODEL__WEIGHTS="absent.pth")
-    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*absent\.pth"):
-        train_net.main(args)
+    line = error_line(["--config-file", args.config_file, *flags, *args.opts])
+    assert "MODEL.WEIGHTS" in line and "absent.pth" in line
+
+
+def test_weights_that_are_refused_end_several_processes_with_that_line(
+    tiny_args: Args, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"no weights")
+    args = tiny_args("fsn_R50.yaml", small=True, MODEL__WEIGHTS=path)
+    whole = command(args)
+    result = run([*whole[:4], "--num-processes", "2", *whole[4:]])
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"error: {path} was not loaded" in result.stderr
 
 
 # ---------------------------------------------------------------------------- resuming

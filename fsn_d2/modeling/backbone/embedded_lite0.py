@@ -6,9 +6,9 @@ a pretrained backbone needs no download at run time. Its network expects RGB as 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ...checkpoint import read_weights
 from .timm_library import require_timm_model
 from .weights import describe_shape, without_batch_counters
 
@@ -37,9 +37,7 @@ def read_embedded_lite0() -> dict[str, Tensor]:
         ValueError: number or shape of the tensors differ from timm's.
     """
     timm = require_timm_model(LITE0_NAME)
-    given = without_batch_counters(
-        torch.load(_file_of_package(), map_location="cpu", weights_only=True)
-    )
+    given = without_batch_counters(read_weights(_file_of_package())["model"])
     expected = without_batch_counters(timm.create_model(LITE0_NAME).state_dict())
     shapes = [describe_shape(tensor) for tensor in given.values()]
     expected_shapes = [describe_shape(tensor) for tensor in expected.values()]

@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ...checkpoint import read_weights
 
 
 def read_state_dict(path: str, key: str) -> dict[str, Tensor]:
     """Read the tensors of a local weights file, without running any code that it may hold.
 
     Args:
-        path: a ``.safetensors`` file, or one written by ``torch.save`` that holds a state dict,
-            bare or under the key ``state_dict`` or ``model``.
+        path: a file that `read_weights` reads; its state dict is bare or under the key ``model``
+            or ``state_dict``.
         key: the config key that gave the path, for the error message.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds something else than tensors under names.
+        ValueError: the file is broken, or holds something else than tensors under names.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"{key}: no file at {path!r}. Give the path of a weights file, or one of the words "
             "that the key's comment in the config lists."
         )
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    content: Any
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{key}: {path!r} is not a file of plain tensors ({error}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{key}: {path!r} holds a {type(content).__name__}, expected a dict.")
-    state = content.get("state_dict") or content.get("model") or content
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+        content = read_weights(path)["model"]
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"{key}: {path!r} holds a {type(state).__name__} as 'state_dict', expected a dict of "
+            "names and tensors."
+        )
+    values = {name: _as_tensor(value) for name, value in state.items()}
+    return {name: tensor for name, tensor in values.items() if isinstance(tensor, Tensor)}
+
+
+def _as_tensor(value: Any) -> Any:
+    """Arrays, which model zoos hold, as tensors; the rest as it is."""
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
 
 
 def load_every_tensor(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -1,0 +1,190 @@
+#!/usr/bin/env python
+"""Trains, then detects on images of random sizes, and watches whether the memory grows.
+
+The training is the ordinary one: data loader worker, augmentation, checkpoints, evaluations. The
+memory is that of the program and its workers, sampled a hundred times. For each of the two parts it
+has to be at the end what it was at one tenth, within --limit percent: medians of the five samples
+up to each. The exit status is 1 where it is more. Linux alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from tqdm import tqdm
+
+from fsn_d2.engine import Predictor, build_trainer, one_line_errors, setup, train
+from fsn_d2.engine.memory import limit_convolution_caches, resident_memory_mib
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "fsn_Lite0_digits.yaml"
+EXAMPLE = """examples:
+  python tools/soak.py --iterations 3000 --inferences 5000 --output soak.json
+  python tools/soak.py --config-file configs/fsaf_Lite0_digits.yaml SOLVER.IMS_PER_BATCH 4"""
+TICKS = 100  # samples of each part
+LONGEST_SIDE = 320  # pixels of the images to detect on
+SMALL = {
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.002,
+    "SOLVER.STEPS": (),
+    "INPUT.MIN_SIZE_TRAIN": (80, 96, 112),
+    "INPUT.MAX_SIZE_TRAIN": 160,
+    "INPUT.MIN_SIZE_TEST": 96,
+    "INPUT.MAX_SIZE_TEST": 160,
+    "WATCH.LOSS_IMAGES": 4,
+}
+
+
+@dataclass
+class Memory:
+    """Samples of one part of the run.
+
+    Attributes:
+        part: its name.
+        count: steps that it has.
+        samples: (steps done, MiB held).
+    """
+
+    part: str
+    count: int
+    samples: list[tuple[int, float]] = field(default_factory=list)
+
+    def at(self, fraction: float) -> float:
+        """Median of the samples in the twentieth of the steps before a fraction of them."""
+        first, last = (fraction - 0.05) * self.count, fraction * self.count
+        return median(mib for done, mib in self.samples if first < done <= last)
+
+    @property
+    def growth(self) -> float:
+        """Of the memory from one tenth to the end, in percent."""
+        return 100 * (self.at(1.0) / self.at(0.1) - 1)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.part}: {self.at(0.1):.0f} MiB after {self.count // 10} of {self.count}, "
+            f"{self.at(1.0):.0f} at the end, {self.growth:+.1f} %"
+        )
+
+
+class MemoryWatch(HookBase):
+    """Samples the memory as steps are done, and shows how far they are; a training's last hook."""
+
+    def __init__(self, part: str, count: int) -> None:
+        self.memory = Memory(part, count)
+        self._done = 0
+        self._bar = tqdm(total=count, desc=part, mininterval=10, file=sys.stdout)
+
+    def after_step(self) -> None:
+        self._done += 1
+        self._bar.update()
+        if self._done % max(self.memory.count // TICKS, 1) == 0:
+            self.memory.samples.append((self._done, resident_memory_mib()))
+
+    def after_train(self) -> None:
+        self._bar.close()
+
+
+def train_watched(cfg: CfgNode) -> Memory:
+    trainer = build_trainer(cfg)
+    watch = MemoryWatch("training", cfg.SOLVER.MAX_ITER)
+    trainer.register_hooks([watch])
+    train(cfg, trainer)
+    return watch.memory
+
+
+def detect_watched(detect: Callable[[np.ndarray], Any], count: int, seed: int) -> Memory:
+    """Calls `detect` with random uint8 images [H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    watch = MemoryWatch("inference", count)
+    for _ in range(count):
+        height, width = rng.integers(1, LONGEST_SIDE, 2, endpoint=True)
+        detect(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        watch.after_step()
+    watch.after_train()
+    return watch.memory
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default=str(CONFIG), help="default: the quick start's")
+    parser.add_argument("--iterations", type=int, default=3000, help="of training (3000)")
+    parser.add_argument("--inferences", type=int, default=5000, help="after it (5000)")
+    parser.add_argument("--seed", type=int, default=0, help="of both parts")
+    parser.add_argument("--limit", type=float, default=5.0, help="growth allowed, percent (5)")
+    parser.add_argument("--output", type=Path, help="json file of the samples to write")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
+    parser.set_defaults(eval_only=False)
+    args = parser.parse_args()
+    if min(args.iterations, args.inferences) < 10:
+        parser.error("--iterations, --inferences: 10 at least, for one tenth to be one")
+    return args
+
+
+def prepare(args: argparse.Namespace, folder: str) -> CfgNode:
+    """The config of the training: small images, checkpoints and evaluations now and then."""
+    changes = SMALL | {
+        "SEED": args.seed,
+        "SOLVER.MAX_ITER": args.iterations,
+        "SOLVER.CHECKPOINT_PERIOD": max(args.iterations // 10, 1),
+        "TEST.EVAL_PERIOD": max(args.iterations // 5, 1),
+        "OUTPUT_DIR": folder,
+    }
+    args.opts = [str(item) for pair in changes.items() for item in pair] + args.opts
+    return setup(args)
+
+
+def quieten() -> None:
+    """Leaves the console to the progress; the log file keeps everything."""
+    for name in ("detectron2", "fvcore", "fsn_d2"):
+        for handler in logging.getLogger(name).handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.setLevel(logging.WARNING)
+
+
+def predictor(cfg: CfgNode) -> Predictor:
+    """Of the trained model, for images at their own size."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    return Predictor(cfg)
+
+
+def require_steady(parts: Sequence[Memory], limit: float) -> None:
+    """Ends the program with status 1 where one grew by more than so many percent."""
+    if grown := [part.part for part in parts if part.growth > limit]:
+        sys.exit(f"error: the memory of {' and '.join(grown)} grew by more than {limit} %")
+
+
+def main() -> None:
+    args = parse_args()
+    limit_convolution_caches()  # as a program does that only detects
+    with tempfile.TemporaryDirectory() as folder:
+        with one_line_errors():
+            resident_memory_mib()
+            cfg = prepare(args, folder)
+        quieten()
+        training = train_watched(cfg)
+        inference = detect_watched(predictor(cfg), args.inferences, args.seed)
+    parts = (training, inference)
+    if args.output:
+        args.output.write_text(json.dumps([asdict(part) for part in parts]))
+    print(*parts, sep="\n")
+    require_steady(parts, args.limit)
+
+
+if __name__ == "__main__":
+    main()
