@@ -58,7 +58,7 @@ DOWNLOAD_FAILED = a download or an installation failed: check the network, then 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help setup venv demo test test-slow lint format clean
+.PHONY: help setup venv demo test test-slow lint format docs clean
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=python3.12] [CXX=g++] [FSN_D2_NO_EXTENSION=1]"
@@ -88,6 +88,9 @@ format: setup ## rewrite the sources in the project's style
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 	@find $(CSRC) -type f -exec .venv/bin/clang-format -i {} +
+
+docs: setup ## write docs/api.md from the docstrings
+	@$(PY) tools/api_reference.py
 
 clean: ## remove what was built and the tools' caches (not .venv, not output)
 	@rm -rf build dist fsn_d2.egg-info fsn_d2/_C*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

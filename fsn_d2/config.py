@@ -16,6 +16,9 @@ def add_fsn_config(cfg: CfgNode) -> None:
     To be called right after `get_cfg()` and before a file is merged. MODEL.ROI_HEADS.NAME chooses
     the heads that read MODEL.FSN: FSNROIHeads, FSNCascadeROIHeads or FSNRes5ROIHeads. The fully
     connected layers behind the pooler are Detectron2's keys (MODEL.ROI_BOX_HEAD.NUM_FC, FC_DIM).
+
+    Args:
+        cfg: from `get_cfg()`; is changed in place.
     """
     fsn = cfg.MODEL.FSN = CfgNode()
     # Channels after RoI pooling, and of every map of both banks. 40 in the one public code (seed

@@ -23,6 +23,9 @@ class Checkpointer(DetectionCheckpointer):
     A checkpoint, and the file ``last_checkpoint`` that names one, is written aside and renamed when
     it is whole, so that the last one can always be loaded.
 
+    Args:
+        args, kwargs: as for `DetectionCheckpointer`.
+
     Attributes:
         last_checkpoint: path of the one that this training wrote or resumed from last; "" if none.
     """

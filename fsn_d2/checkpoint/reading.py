@@ -47,6 +47,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 def read_plain_pickle(path: str | Path) -> Any:
     """Reads a pickle of arrays, numbers, text and plain containers, such as proposals.
 
+    Args:
+        path: of the file.
+
     Raises:
         FileNotFoundError, ValueError: as `read_weights`.
     """

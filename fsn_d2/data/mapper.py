@@ -63,8 +63,11 @@ class TolerantMapper(DatasetMapper):
     In training an image that cannot be decoded, or that `check_header` refuses, gives None, for
     which Detectron2's `MapDataset` takes another image at random. The first one is warned of; the
     count of failed reads (of this process; an image counts each time it is met) is logged at
-    powers of two. In inference it raises OSError naming the file. Arguments are those of
-    `DatasetMapper`, and `max_pixels` (``INPUT.MAX_PIXELS``).
+    powers of two. In inference it raises OSError naming the file.
+
+    Args:
+        args, kwargs: as for `DatasetMapper`; or a config, from which all is taken.
+        max_pixels: ``INPUT.MAX_PIXELS``, width times height; a larger image is refused.
     """
 
     _failures = 0

@@ -77,7 +77,13 @@ def _partners(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> Tensor:
 def compare_export(
     model: nn.Module, exported: Callable[[Tensor], Sequence[Tensor]], images: Iterable[Tensor]
 ) -> ExportDifference:
-    """Runs both models on each image, a float32 Tensor[3, H, W], and measures the difference."""
+    """Runs both models on each image and measures the difference.
+
+    Args:
+        model: the eager one; is put in evaluation mode.
+        exported: gives for an image what docs/export.md lists, on any device.
+        images: float32 Tensor[3, H, W] each, 0..255, in the channel order of INPUT.FORMAT.
+    """
     model.eval()
     worst = ExportDifference()
     for image in images:

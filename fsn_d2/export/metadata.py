@@ -18,6 +18,10 @@ PACKAGES = ("fsn_d2", "torch", "torchvision", "detectron2", "onnx", "onnxruntime
 def metadata(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
     """Everything a file carries beside the network, by name.
 
+    Args:
+        cfg: the config that is exported.
+        model: the eager one, with its weights.
+
     Returns:
         "config.yaml": the whole config; "classes.json": the class names, in the order of their
         numbers; "versions.json": package -> version at the time of export; "weights.sha256": see
@@ -53,6 +57,12 @@ def weights_sha256(model: nn.Module) -> str:
 
     It runs over the entries of the state dict, sorted by name: "name dtype shape" in one line, then
     the values, row-major and little-endian.
+
+    Args:
+        model: of which the whole state dict counts.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -58,6 +58,9 @@ class OnnxDetector:
 
     def __init__(self, path: str | Path) -> None:
         """
+        Args:
+            path: of the .onnx file.
+
         Raises:
             ImportError: onnxruntime is missing.
         """

@@ -221,7 +221,14 @@ def selective_roi_align_reference(
     spatial_scale: float,
     sampling_ratio: int,
 ) -> Tensor:
-    """The op in plain PyTorch, differentiable in `input`. Arguments as in `selective_roi_align`.
+    """The op in plain PyTorch, differentiable in `input`: the tests' oracle, and the fallback.
+
+    Args:
+        input, rois, bank_index, spatial_scale, sampling_ratio: as in `selective_roi_align`.
+        output_size: bins [PH, PW].
+
+    Returns:
+        Tensor[K, C, PH, PW], as `selective_roi_align`.
 
     Raises:
         RuntimeError: naming the argument that does not fit.

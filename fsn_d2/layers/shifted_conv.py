@@ -12,6 +12,10 @@ def grid_offsets(grid: int, shift: int) -> list[tuple[int, int]]:
     An odd grid looks `shift` cells further per step from its centre; an even one has no centre and
     starts at one shift to either side: grid 3 gives -1, 0, 1 times `shift`, grid 2 gives -1, 1 and
     grid 4 gives -2, -1, 1, 2.
+
+    Args:
+        grid: rows and columns of the bank.
+        shift: cells per step.
     """
     steps = range(-(grid // 2), grid // 2 + 1)
     line = [shift * step for step in steps if step != 0 or grid % 2]
@@ -19,7 +23,13 @@ def grid_offsets(grid: int, shift: int) -> list[tuple[int, int]]:
 
 
 def start_convolution(conv: nn.Conv2d, *, std: float, bias: float) -> None:
-    """Starts a convolution with normal weights of deviation `std` and one value for its bias."""
+    """Starts a convolution with normal weights and one value for its bias.
+
+    Args:
+        conv: is changed in place.
+        std: deviation of the weights, whose mean is 0.
+        bias: of every channel, where the convolution has one.
+    """
     nn.init.normal_(conv.weight, std=std)
     if conv.bias is not None:
         nn.init.constant_(conv.bias, bias)

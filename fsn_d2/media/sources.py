@@ -68,6 +68,7 @@ class VideoFile(NamedTuple):
 
 
 Media = ImageFile | VideoFile
+"""What `detect_media` takes."""
 
 
 def find_media(inputs: Iterable[str]) -> list[Media]:
@@ -96,6 +97,11 @@ def find_media(inputs: Iterable[str]) -> list[Media]:
 
 
 def webcam(number: int) -> Media:
+    """A camera as an endless video; it is opened when it is read.
+
+    Args:
+        number: of the camera, from 0, as OpenCV counts them.
+    """
     return VideoFile(f"webcam{number}", number)
 
 

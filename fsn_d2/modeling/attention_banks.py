@@ -35,7 +35,10 @@ class SelectiveMaps(NamedTuple):
 
 
 class AttentionBanks(nn.Module):
-    """Reduces a feature to C channels and computes both banks; the levels share the weights."""
+    """Reduces a feature to C channels and computes both banks (FSN, section 3).
+
+    The levels share the weights.
+    """
 
     def __init__(
         self,

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 class LargeSeparableConv2d(nn.Module):
     """A k x k field of view from two branches, k x 1 then 1 x k and the other way round, summed.
 
+    From Light-Head R-CNN, section 3.
+
     As in the authors' code no normalisation or activation stands between or behind the
     convolutions, and all have a bias.
     """

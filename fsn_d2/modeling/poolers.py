@@ -62,8 +62,9 @@ def pools_in_one_pass(pooling: str, pooler_type: str) -> bool:
 class SelectiveROIPooler(nn.Module):
     """Pools every RoI's feature, reads both attention banks selectively, and merges the three.
 
-    RoIs are assigned to pyramid levels exactly as by Detectron2's ROIPooler, whose arguments the
-    first four are. It owns the geometry and the merge; the maps come from `AttentionBanks`.
+    FSN's selective RoI pooling (section 3; figure 1 for the sub-regions). RoIs are assigned to
+    pyramid levels exactly as by Detectron2's ROIPooler, whose arguments the first four are. It owns
+    the geometry and the merge; the maps come from `AttentionBanks`.
     """
 
     bin_index: Tensor

@@ -27,7 +27,11 @@ def bank_major(tensor: Tensor, num_bins: int, dim: int = 0) -> Tensor:
 
 
 def class_major(tensor: Tensor, num_bins: int, dim: int = 0) -> Tensor:
-    """The inverse of `bank_major`."""
+    """The inverse of `bank_major`.
+
+    Args:
+        tensor, num_bins, dim: as in `bank_major`.
+    """
     return _swapped(tensor.unflatten(dim, (num_bins, -1)), dim)
 
 
@@ -56,12 +60,18 @@ class PositionSensitiveROIPooler(BankROIPooler):
 
 
 class VotingROIPooler(nn.Module):
-    """Pools sibling banks, and lets the bins of each RoI vote: the mean over its k * k bins."""
+    """Pools sibling banks, and lets the bins of each RoI vote: the mean over its k * k bins.
+
+    R-FCN, section 2; its equation 1 is the pooling with "avg".
+    """
 
     def __init__(
         self, *, bins: int, scales: tuple[float, ...], sampling_ratio: int, pooling: str
     ) -> None:
-        """Arguments as for `PositionSensitiveROIPooler`."""
+        """
+        Args:
+            bins, scales, sampling_ratio, pooling: as for `PositionSensitiveROIPooler`.
+        """
         super().__init__()
         self.pooler = PositionSensitiveROIPooler(
             bins=bins, scales=scales, sampling_ratio=sampling_ratio, pooling=pooling

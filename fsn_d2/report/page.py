@@ -21,6 +21,12 @@ __all__ = ["render_page"]
 def render_page(facts: dict[str, Any]) -> str:
     """Renders what `build_facts` gathered.
 
+    Args:
+        facts: from `build_facts`.
+
+    Returns:
+        The HTML page, which loads nothing.
+
     Raises:
         ValueError: a number is infinite or nan, which json cannot hold.
     """

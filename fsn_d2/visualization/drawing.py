@@ -10,13 +10,32 @@ from detectron2.utils.visualizer import Visualizer
 
 
 def draw_ground_truth(image: np.ndarray, record: dict, metadata: Metadata) -> np.ndarray:
-    """Draws a record's annotations on its RGB image, uint8 [H, W, 3]."""
+    """Draws a record's annotations.
+
+    Args:
+        image: RGB, uint8 [H, W, 3], of the size that the boxes are in.
+        record: a data set's dict of this image.
+        metadata: of the set, for the classes' names.
+
+    Returns:
+        RGB, uint8 [H, W, 3], a copy.
+    """
     return Visualizer(image, metadata).draw_dataset_dict(record).get_image()
 
 
 def draw_detections(
     image: np.ndarray, instances: Instances, metadata: Metadata, min_score: float
 ) -> np.ndarray:
-    """Draws the detections that score at least `min_score` on an RGB image, uint8 [H, W, 3]."""
+    """Draws detections.
+
+    Args:
+        image: RGB, uint8 [H, W, 3].
+        instances: detections in this image's pixels, on any device.
+        metadata: of the data set, for the classes' names.
+        min_score: 0..1; detections that score less are left out.
+
+    Returns:
+        RGB, uint8 [H, W, 3], a copy.
+    """
     shown = instances[instances.scores >= min_score].to(torch.device("cpu"))
     return Visualizer(image, metadata).draw_instance_predictions(shown).get_image()

@@ -10,6 +10,9 @@ def add_backbone_config(cfg: CfgNode) -> None:
 
     Both backbones also read Detectron2's ``MODEL.BACKBONE.FREEZE_AT`` and, under a pyramid,
     ``MODEL.FPN``.
+
+    Args:
+        cfg: from `get_cfg()`; is changed in place.
     """
     timm = cfg.MODEL.TIMM = CfgNode()
     # Name of a timm model, with or without a tag ("resnet18", "resnet18.a1_in1k"). The default

@@ -48,7 +48,7 @@ class GoogLeNetBackbone(StridedBackbone):
 
     res2 is the output of conv3, res3, res4 and res5 are those of inception 3b, 4e and 5b. The
     pretrained weights expect RGB as (x - 127.5) / 127.5, see
-    :func:`fsn_d2.modeling.backbone.adopt_input_statistics`.
+    `adopt_input_statistics`.
 
     Args:
         pretrained: "" (random), "torchvision", or the path of torchvision's weights file.
@@ -83,19 +83,29 @@ class GoogLeNetBackbone(StridedBackbone):
         }
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """See :meth:`StridedBackbone.forward`."""
+        """From a normalised Tensor[N, 3, H, W] to the maps by name, as `StridedBackbone`."""
         return self.extractor(image)
 
 
 @BACKBONE_REGISTRY.register()
 def build_googlenet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GoogLeNetBackbone:
-    """Build GoogLeNet with the maps res2 to res5."""
+    """Build GoogLeNet with the maps res2 to res5.
+
+    Args:
+        cfg: ``MODEL.GOOGLENET`` and ``MODEL.BACKBONE.FREEZE_AT`` are read.
+        input_shape: not read; the registry gives it.
+    """
     return GoogLeNetBackbone(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 def build_googlenet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build GoogLeNet under a pyramid p2 to p6."""
+    """Build GoogLeNet under a pyramid p2 to p6.
+
+    Args:
+        cfg: what the two parts read, see `build_googlenet_backbone` and `build_fpn`.
+        input_shape: not read; the registry gives it.
+    """
     return build_fpn(cfg, GoogLeNetBackbone(cfg, input_shape))
 
 

@@ -81,7 +81,7 @@ class TimmBackbone(StridedBackbone):
         }
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """See :meth:`StridedBackbone.forward`."""
+        """From a normalised Tensor[N, 3, H, W] to the maps by name, as `StridedBackbone`."""
         # Depthwise convolutions, their backward above all, run several times faster on the CPU in
         # this layout; others do not mind.
         return _maps(self.extractor, image.contiguous(memory_format=torch.channels_last))
@@ -89,19 +89,34 @@ class TimmBackbone(StridedBackbone):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """Build the timm model of ``MODEL.TIMM`` with the maps res2 to res5."""
+    """Build the timm model of ``MODEL.TIMM`` with the maps res2 to res5.
+
+    Args:
+        cfg: ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT`` are read.
+        input_shape: not read; the registry gives it.
+    """
     return TimmBackbone(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the timm model of ``MODEL.TIMM`` under a pyramid p2 to p6."""
+    """Build the timm model of ``MODEL.TIMM`` under a pyramid p2 to p6.
+
+    Args:
+        cfg: what the two parts read, see `build_timm_backbone` and `build_fpn`.
+        input_shape: not read; the registry gives it.
+    """
     return build_fpn(cfg, TimmBackbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the timm model of ``MODEL.TIMM`` under RetinaNet's pyramid, which ends in p6 and p7."""
+    """Build the timm model of ``MODEL.TIMM`` under RetinaNet's pyramid, which ends in p6 and p7.
+
+    Args:
+        cfg: what the two parts read, see `build_timm_backbone` and `build_fpn`.
+        input_shape: not read; the registry gives it.
+    """
     return build_fpn(cfg, TimmBackbone(cfg, input_shape), retinanet=True)
 
 

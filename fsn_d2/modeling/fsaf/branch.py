@@ -110,6 +110,7 @@ def _convolution(in_channels: int, out_channels: int, bias: float) -> nn.Conv2d:
 class AnchorFreeBranch(nn.Module):
     """A class convolution and a box convolution on shared features of every pyramid level.
 
+    FSAF, section 3.1; its losses, section 3.2.
     `branch(cls_features, box_features)` predicts; `losses` and `candidates` do the rest. Any
     detector that has pyramid features can hold one.
     """

@@ -63,7 +63,7 @@ def _spans(boxes: Tensor, fraction: float, pyramid: Pyramid) -> tuple[Tensor, Te
 
 
 def region_cells(boxes: Tensor, fraction: float, pyramid: Pyramid) -> Region:
-    """The cells that each box, shrunk about its centre, touches on every level.
+    """The cells that each box, shrunk about its centre, touches on every level (FSAF, section 3.2).
 
     A shrunk box that lies on a border between cells without touching the inside of any has the
     cell behind that border, so every box has at least one cell on every level. Cells outside the

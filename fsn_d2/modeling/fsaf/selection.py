@@ -17,6 +17,8 @@ CANONICAL_SIZE, CANONICAL_LEVEL = 224, 5
 def select_levels(effective: Region, losses: Tensor, shape: tuple[int, int]) -> Tensor:
     """The level on which the mean loss over an instance's effective region is smallest.
 
+    FSAF's online feature selection, section 3.3.
+
     Args:
         effective: the effective regions, at least one cell per instance and level.
         losses: Tensor[P], focal plus box loss of each entry of the regions.
@@ -33,6 +35,8 @@ def select_levels(effective: Region, losses: Tensor, shape: tuple[int, int]) -> 
 
 def levels_by_size(boxes: Tensor, strides: list[int]) -> Tensor:
     """The level that an instance's size alone would choose: floor(5 + log2(sqrt(w h) / 224)).
+
+    What FSAF compares its selection with, section 4.1.
 
     Args:
         boxes: Tensor[M, 4] of (x1, y1, x2, y2), pixels.

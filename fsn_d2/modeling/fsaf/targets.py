@@ -74,7 +74,7 @@ def assign_targets(
     shape: Sequence[int],
     other_levels: str,
 ) -> Targets:
-    """Paints the objects on the class maps of the levels that they chose.
+    """Paints the objects on the class maps of the levels that they chose (FSAF, section 3.2).
 
     A cell in the effective regions of several objects of one level learns the smallest. On the map
     of an object's own class, the cells of its ignored region count neither as object nor as

@@ -10,6 +10,9 @@ def add_fsaf_config(cfg: CfgNode) -> None:
 
     The meta-architecture FSAF reads everything else (levels, towers, focal loss, thresholds, number
     of classes) from MODEL.RETINANET. "The paper" is arXiv 1903.00621, "mmdet" MMDetection's FSAF.
+
+    Args:
+        cfg: from `get_cfg()`.
     """
     fsaf = cfg.MODEL.FSAF = CfgNode()
     # What is predicted: "anchor_free" by the branch alone, "anchors" (then it is RetinaNet), or

@@ -19,7 +19,7 @@ MODES = ("anchor_free", "anchors", "joint")
 
 @META_ARCH_REGISTRY.register()
 class FSAF(RetinaNet):
-    """RetinaNet whose towers feed an anchor-free branch, the anchors' layers, or both.
+    """RetinaNet whose towers feed an anchor-free branch, the anchors' layers, or both (FSAF, 3.4).
 
     With the anchors alone it is Detectron2's RetinaNet, checkpoints included.
     """

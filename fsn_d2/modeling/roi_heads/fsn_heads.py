@@ -73,7 +73,7 @@ def _image_sizes(proposals: list[Instances]) -> list:
 
 @ROI_HEADS_REGISTRY.register()
 class FSNROIHeads(StandardROIHeads):
-    """StandardROIHeads with FSN box features."""
+    """StandardROIHeads with FSN box features (FSN, section 3): banks, selective pooling, merge."""
 
     box_in_features: list[str]
 

@@ -45,8 +45,9 @@ class ThinMaps(nn.Module):
 
 @ROI_HEADS_REGISTRY.register()
 class LightHeadROIHeads(PositionSensitiveROIHeads):
-    """Light-Head R-CNN's heads. The fully connected layer is MODEL.ROI_BOX_HEAD's box head, and
-    POOLER_RESOLUTION is its p.
+    """Light-Head R-CNN's heads (Li et al. 2017, section 3).
+
+    The fully connected layer is MODEL.ROI_BOX_HEAD's box head, and POOLER_RESOLUTION is its p.
     """
 
     @classmethod

@@ -132,7 +132,10 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 
 @ROI_HEADS_REGISTRY.register()
 class RFCNROIHeads(PositionSensitiveROIHeads):
-    """R-FCN's heads: maps, position-sensitive pooling, vote; nothing learnt behind the pooler."""
+    """R-FCN's heads (Dai et al. 2016, section 2): maps, position-sensitive pooling, vote.
+
+    Nothing is learnt behind the pooler.
+    """
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
