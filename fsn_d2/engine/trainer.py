@@ -133,8 +133,7 @@ class Trainer(DefaultTrainer):
         super().before_train()
         if self._resumed_from is not None:
             self._restore_random_state(self._resumed_from.get("random_states", []))
-            if self._resumed_from.get("hooks_pending", False):
-                self._run_pending_hooks()
+            self._complete_iteration(hooks_pending=self._resumed_from.get("hooks_pending", False))
 
     def _restore_random_state(self, states: list[dict[str, Any]]) -> None:
         if len(states) == comm.get_world_size():
@@ -147,11 +146,20 @@ class Trainer(DefaultTrainer):
                 comm.get_world_size(),
             )
 
-    def _run_pending_hooks(self) -> None:
-        """Completes the iteration in which the checkpoint was taken: its evaluation, for one."""
-        self.iter = self.storage.iter = self.start_iter - 1
-        saved = next(i for i, hook in enumerate(self._hooks) if isinstance(hook, Checkpoint))
-        for hook in self._hooks[saved + 1 :]:
+    def _complete_iteration(self, *, hooks_pending: bool) -> None:
+        """Makes up for what the iteration of the checkpoint still had to do.
+
+        That is model_final where a kill came between it and the last periodic checkpoint, and the
+        hooks behind the checkpoint, such as the evaluation.
+        """
+        saving = next(i for i, hook in enumerate(self._hooks) if isinstance(hook, Checkpoint))
+        left = self._hooks[saving + 1 :] if hooks_pending else []
+        last = os.path.basename(self.checkpointer.last_checkpoint)
+        if self.start_iter >= self.max_iter and last != "model_final.pth":
+            left = [self._hooks[saving], *left]
+        if left:
+            self.iter = self.storage.iter = self.start_iter - 1
+        for hook in left:
             hook.after_step()
 
     def run_step(self) -> None:

@@ -178,6 +178,30 @@ def test_what_was_interrupted_in_the_last_evaluation_is_evaluated(
     assert same(load(tmp_path / "output" / "model_final.pth"), before)
 
 
+def test_a_kill_before_the_last_of_two_checkpoints_does_not_lose_it(
+    tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last iteration a periodic checkpoint is written, then model_final."""
+    run = {**RUN, "SOLVER__MAX_ITER": 4, "DATALOADER__NUM_WORKERS": 0}
+    train_net.main(tiny_args("fsn_R50.yaml", **run, OUTPUT_DIR=tmp_path / "whole"))
+    expected = load(tmp_path / "whole" / "model_final.pth")
+    save = Checkpointer.save
+
+    def killed_at_final(self: Checkpointer, name: str, **state: Any) -> None:
+        if name == "model_final":
+            interrupt()
+        save(self, name, **state)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpointer, "save", killed_at_final)
+        train_net.main(tiny_args("fsn_R50.yaml", **run))
+    last = tmp_path / "output" / "last_checkpoint"
+    assert last.read_text() == "model_0000003.pth"
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", **run))
+    assert last.read_text() == "model_final.pth"
+    assert same(load(tmp_path / "output" / "model_final.pth"), expected)
+
+
 def test_the_gradient_scaler_is_part_of_the_state(tiny_args: Args, tmp_path: Path) -> None:
     def trainer(scale: float) -> Trainer:
         built = Trainer(setup(tiny_args("fsn_R50.yaml", **RUN)))
