@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import UnidentifiedImageError
 
 from ..data.mapper import read_image
 
@@ -131,6 +132,8 @@ def read_picture(path: Path, max_pixels: int) -> np.ndarray:
     """
     try:
         return np.ascontiguousarray(read_image(str(path), "BGR", max_pixels))
+    except UnidentifiedImageError as error:  # its text names a Python object
+        raise OSError("not an image of a known format") from error
     except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
         raise OSError(str(error) or type(error).__name__) from error
 

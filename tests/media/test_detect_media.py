@@ -75,6 +75,8 @@ def test_all_that_can_be_read_is_annotated_and_the_rest_is_named(
 ) -> None:
     summary, coco = run([folder], tmp_path / "out")
     assert {item.name for item in summary.unreadable} == {"cut.jpg", "text.jpg"}
+    reasons = {item.name: item.reason for item in summary.unreadable}
+    assert reasons["text.jpg"] == "not an image of a known format"
     assert summary.pictures == 5 + 4 and summary.detections == 2 * 9
     written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
     images = {"colour.jpg", "gray.png", "sixteen.png", "deep/alpha.png", "deep/colour.jpg"}
