@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from .grid import ROOT, Run
@@ -62,9 +63,11 @@ class Runner:
         self.jobs: list[_Job] = []
 
     def __enter__(self) -> Runner:
+        self._on_sigterm = signal.signal(signal.SIGTERM, _leave)
         return self
 
     def __exit__(self, *error: Any) -> None:
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         for job in self.jobs:
             _signal(job, signal.SIGTERM)
         for job in self.jobs:
@@ -131,6 +134,11 @@ class Runner:
         """Removes the checkpoints of a run that is collected."""
         if not self.keep:
             shutil.rmtree(output)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Leaves the context as Ctrl-C does; by itself SIGTERM would end this process alone."""
+    sys.exit(128 + number)
 
 
 def _signal(job: _Job, number: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -272,16 +274,31 @@ def test_a_failure_names_the_run_and_its_last_line(
             runner.wait()
 
 
+def start_a_long_run(runner: Any, results: Any) -> Any:
+    """The job, once it trains."""
+    runner.start(results.grid.seed_runs("bccd", "plain", 0.01)[0])
+    (job,) = runner.jobs
+    log = job.output / "stdout.txt"
+    deadline = time.monotonic() + 30
+    while "started" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return job
+
+
 def test_leaving_ends_what_is_under_way(runner: Any, results: Any) -> None:
     with runner:
-        runner.start(results.grid.seed_runs("bccd", "plain", 0.01)[0])
-        (job,) = runner.jobs
-        log = job.output / "stdout.txt"
-        deadline = time.monotonic() + 30
-        while "started" not in log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        job = start_a_long_run(runner, results)
         assert runner.has_room
-    assert job.process.returncode == -15
+    assert job.process.returncode == -signal.SIGTERM
+
+
+def test_sigterm_ends_what_is_under_way(runner: Any, results: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), runner:
+        job = start_a_long_run(runner, results)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert job.process.returncode == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_machine_is_divided(modules: SimpleNamespace) -> None:
