@@ -33,7 +33,7 @@ EXAMPLE = """examples:
   python tools/soak.py --iterations 3000 --inferences 5000 --output soak.json
   python tools/soak.py --config-file configs/fsaf_Lite0_digits.yaml SOLVER.IMS_PER_BATCH 4"""
 TICKS = 100  # samples of each part
-PERIODS = 30  # checkpoints and evaluations; some before the first tenth, which take their memory
+EVALUATIONS = 30  # some before the first tenth, which take their memory
 LONGEST_SIDE = 320  # pixels of the images to detect on
 SMALL = {
     "SOLVER.IMS_PER_BATCH": 2,
@@ -135,12 +135,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace, folder: str) -> CfgNode:
-    """The config of the training: small images, many checkpoints and evaluations."""
+    """The config of the training: small images, checkpoints and many evaluations."""
     changes = SMALL | {
         "SEED": args.seed,
         "SOLVER.MAX_ITER": args.iterations,
-        "SOLVER.CHECKPOINT_PERIOD": max(args.iterations // PERIODS, 1),
-        "TEST.EVAL_PERIOD": max(args.iterations // PERIODS, 1),
+        "SOLVER.CHECKPOINT_PERIOD": max(args.iterations // 10, 1),
+        "TEST.EVAL_PERIOD": max(args.iterations // EVALUATIONS, 1),
         "OUTPUT_DIR": folder,
     }
     args.opts = [str(item) for pair in changes.items() for item in pair] + args.opts
