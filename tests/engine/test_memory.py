@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import multiprocessing
 import os
 import resource
@@ -13,7 +14,6 @@ from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -33,36 +33,43 @@ def resident_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
+def memory(mib: int) -> mmap.mmap:
+    """Pages of its own that are in use: a large array may lie in what others gave back."""
+    kept = mmap.mmap(-1, mib * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    kept[:: mmap.PAGESIZE] = b"1" * (len(kept) // mmap.PAGESIZE)
+    return kept
+
+
 @ON_LINUX
 def test_without_a_gpu_it_is_the_largest_resident_size(without_gpu: None) -> None:
     before = resident_mib()
     extra = peak_memory_mib() - before + 200
-    kept = np.ones((int(extra), 2**20), np.uint8)
-    del kept
+    memory(int(extra)).close()
     assert peak_memory_mib() == pytest.approx(before + extra, abs=40)
     assert resident_mib() < before + 40
 
 
 @ON_LINUX
 def test_what_the_starting_program_held_does_not_count() -> None:
-    kept = np.ones((2000, 2**20), np.uint8)
+    kept = memory(2000)
     code = "from fsn_d2.engine.memory import peak_memory_mib; print(peak_memory_mib())"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     said = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
-    assert 50 < float(said) < kept.nbytes / 2**20
+    assert 50 < float(said) < 2000
+    kept.close()
 
 
 def keep_and_wait(mib: int, ready: Event, done: Event) -> None:
-    kept = np.ones((mib, 2**20), np.uint8)
+    kept = memory(mib)
     ready.set()
     done.wait(60)
-    del kept
+    kept.close()
 
 
 @ON_LINUX
 def test_what_is_held_now_counts_this_process_and_its_children_once() -> None:
     before = resident_memory_mib()
-    kept = np.ones((40, 2**20), np.uint8)
+    kept = memory(40)
     assert resident_memory_mib() - before == pytest.approx(40, abs=4)
     fork = multiprocessing.get_context("fork")
     ready, done = fork.Event(), fork.Event()
@@ -72,7 +79,7 @@ def test_what_is_held_now_counts_this_process_and_its_children_once() -> None:
     assert resident_memory_mib() - before == pytest.approx(100, abs=20)
     done.set()
     child.join()
-    del kept
+    kept.close()
     assert resident_memory_mib() - before < 10
 
 
