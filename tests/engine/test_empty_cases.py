@@ -173,7 +173,9 @@ def test_no_classes_are_refused_by_the_keys_name(system: str, number: int) -> No
 # ---------------------------------------------------------------------------- processes
 
 
-OBJECTS = [[[8.0, 8, 40, 40], [30.0, 20, 90, 60]], []]  # of every rank's image
+# Of every rank's image. Three have at least three positive cells: half of two would be 1, the least
+# divisor, which rank 1 has by itself.
+OBJECTS = [[[2.0, 4, 50, 60], [40.0, 2, 94, 62], [8.0, 8, 40, 40]], []]
 
 
 def train_in_parallel(rank: int, folder: str, systems: list[str]) -> None:
