@@ -26,7 +26,7 @@ def main(args: Namespace) -> OrderedDict:
             model = build_trained_model(cfg)
         else:
             trainer = build_trainer(cfg, resume=args.resume)
-    return evaluate(cfg, model) if args.eval_only else train(cfg, trainer)
+    return evaluate(cfg, model) if args.eval_only else train(trainer)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main() -> None:
         cfg = setup(args)
         trainer = build_trainer(cfg, resume=True)
     output = Path(cfg.OUTPUT_DIR)
-    results = train(cfg, trainer)
+    results = train(trainer)
     del trainer  # its optimizer and data are no longer needed
     cfg = with_weights(cfg, output / "model_final.pth")
     difference = export_and_compare(cfg, output / "model.ts")

@@ -43,7 +43,7 @@ from data.small_sets import perfect_ap  # noqa: E402
 
 from fsn_d2.data import TolerantMapper, register_datasets  # noqa: E402
 from fsn_d2.data.checking import check_datasets  # noqa: E402
-from fsn_d2.engine import Trainer, load_config, train  # noqa: E402
+from fsn_d2.engine import Trainer, build_trainer, load_config, train  # noqa: E402
 
 SECONDS = 120  # for one set; one that takes longer hangs
 TINY = {
@@ -245,7 +245,7 @@ def check_set(
     if train_set and train_every and c["trainable"] % train_every == 0:
         cfg.DATASETS.TEST = (spec,) if all(truth.images.values()) else ()
         register_datasets(cfg)
-        train(cfg)
+        train(build_trainer(cfg))
         c["trained"] += 1
     c["trainable"] += train_set
 

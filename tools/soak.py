@@ -100,7 +100,7 @@ def train_watched(cfg: CfgNode) -> Memory:
     trainer = build_trainer(cfg)
     watch = MemoryWatch("training", cfg.SOLVER.MAX_ITER)
     trainer.register_hooks([watch])
-    train(cfg, trainer)
+    train(trainer)
     return watch.memory
 
 

@@ -215,17 +215,16 @@ def build_trainer(cfg: CfgNode, *, resume: bool = False) -> Trainer:
     return trainer
 
 
-def evaluate(cfg: CfgNode, model: nn.Module | None = None) -> OrderedDict:
+def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     """Evaluates on every set of DATASETS.TEST, with test-time augmentation too if the config asks.
 
     Args:
         cfg: the config.
-        model: a trained one; None: that of `build_trained_model`.
+        model: such as that of `build_trained_model`.
 
     Returns:
         metrics per task, per data set first if there are several.
     """
-    model = model or build_trained_model(cfg)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         augmented = Trainer.test_with_tta(cfg, model)
@@ -237,13 +236,11 @@ def evaluate(cfg: CfgNode, model: nn.Module | None = None) -> OrderedDict:
     return results
 
 
-def train(cfg: CfgNode, trainer: Trainer | None = None, *, resume: bool = False) -> OrderedDict:
+def train(trainer: Trainer) -> OrderedDict:
     """Trains to SOLVER.MAX_ITER, and evaluates at the end.
 
     Args:
-        cfg: the config.
-        trainer: with its weights loaded; None: that of `build_trainer`.
-        resume: for `build_trainer`.
+        trainer: with its weights loaded, as from `build_trainer`.
 
     Returns:
         the last evaluation's metrics.
@@ -252,7 +249,6 @@ def train(cfg: CfgNode, trainer: Trainer | None = None, *, resume: bool = False)
         SystemExit: after SIGTERM, with code 143; where the disk is full, with what to do.
         FloatingPointError: the loss is not finite.
     """
-    trainer = trainer or build_trainer(cfg, resume=resume)
     try:
         trainer.train()
     except EarlyStop as stop:
@@ -264,6 +260,6 @@ def train(cfg: CfgNode, trainer: Trainer | None = None, *, resume: bool = False)
             raise
         sys.exit(f"error: {trainer.checkpointer.full_disk_message()}")
     results = trainer.last_results
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_tta(cfg, trainer.model))
+    if trainer.cfg.TEST.AUG.ENABLED:
+        results.update(trainer.test_with_tta(trainer.cfg, trainer.model))
     return results

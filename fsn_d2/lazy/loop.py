@@ -67,14 +67,13 @@ def build_trained_model(cfg: DictConfig) -> nn.Module:
     return model
 
 
-def evaluate(cfg: DictConfig, model: nn.Module | None = None) -> OrderedDict:
+def evaluate(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     """Evaluates on `dataloader.test`.
 
     Args:
         cfg: as from `load_lazy_config`.
-        model: a trained one; None: that of `build_trained_model`.
+        model: such as that of `build_trained_model`.
     """
-    model = model or build_trained_model(cfg)
     evaluator = instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
@@ -123,19 +122,15 @@ def prepare_training(cfg: DictConfig, *, resume: bool = False) -> PreparedTraini
     return PreparedTraining(trainer, start, results)
 
 
-def train(
-    cfg: DictConfig, prepared: PreparedTraining | None = None, *, resume: bool = False
-) -> OrderedDict:
+def train(cfg: DictConfig, prepared: PreparedTraining) -> OrderedDict:
     """Trains to `train.max_iter`.
 
     Args:
         cfg: as from `load_lazy_config`.
-        prepared: None: as from `prepare_training`.
-        resume: for `prepare_training`.
+        prepared: as from `prepare_training`.
 
     Returns:
         the last evaluation's metrics.
     """
-    trainer, start, results = prepared or prepare_training(cfg, resume=resume)
-    trainer.train(start, cfg.train.max_iter)
-    return results
+    prepared.trainer.train(prepared.start, cfg.train.max_iter)
+    return prepared.results

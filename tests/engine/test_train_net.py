@@ -17,7 +17,7 @@ from detectron2.engine import DefaultPredictor, HookBase, default_argument_parse
 from detectron2.utils.events import JSONWriter
 
 import train_net
-from fsn_d2.engine import Trainer, evaluate, setup
+from fsn_d2.engine import Trainer, setup
 
 ROOT = Path(__file__).parents[2]
 FSN = str(ROOT / "configs" / "fsn_R50.yaml")
@@ -235,7 +235,7 @@ def test_training_gives_back_the_metrics_and_eval_only_gives_them_again(
 def test_test_time_augmentation_has_results_of_its_own(config: str, tiny_args: Args) -> None:
     mask = "cascade" not in config
     opts = {**DETECTS, **AUGMENTED, "MODEL__MASK_ON": mask}
-    results = evaluate(setup(tiny_args(config, "--eval-only", small=True, **opts)))
+    results = train_net.main(tiny_args(config, "--eval-only", small=True, **opts))
     kinds = {"bbox", "segm"} if mask else {"bbox"}
     assert set(results) == kinds | {f"{kind}_TTA" for kind in kinds}
     assert math.isfinite(results["bbox_TTA"]["AP"])
@@ -249,7 +249,7 @@ def test_training_ends_with_test_time_augmentation_where_asked(tiny_args: Args) 
 def test_results_of_several_sets_go_by_set(tiny_args: Args, coco_spec: Callable) -> None:
     sets = (coco_spec(3, name="one"), coco_spec(3, name="two"))
     args = tiny_args("fsn_R50.yaml", "--eval-only", small=True, DATASETS__TEST=sets, **DETECTS)
-    assert set(evaluate(setup(args))) == set(sets)
+    assert set(train_net.main(args)) == set(sets)
 
 
 def test_detectron2s_predictor_works_with_the_config(

@@ -16,7 +16,8 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from fsn_d2.engine import Trainer, setup, train
+import train_net
+from fsn_d2.engine import Trainer
 from fsn_d2.engine.watching import EarlyStop, EarlyStopping, ValidationLoss
 from fsn_d2.visualization.curves import read_series, save_curves
 
@@ -53,7 +54,7 @@ def test_a_watched_training_leaves_losses_pictures_and_curves(
         "put_image",
         lambda self, name, image: (images.append(name), put_image(self, name, image)),
     )
-    train(setup(tiny_args("fsn_R50.yaml", small=True, **WATCHED)))
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, **WATCHED))
     output = tmp_path / "output"
     losses = [line["validation_loss"] for line in lines_of(output) if "validation_loss" in line]
     assert losses and all(math.isfinite(loss) and loss > 0 for loss in losses)
@@ -66,7 +67,7 @@ def test_watching_changes_nothing_of_the_training(tiny_args: Args, tmp_path: Pat
     for watch in ({"WATCH__LOSS_IMAGES": 0, "WATCH__SAMPLES": 0}, {}):
         output = tmp_path / f"run{len(weights)}"
         changes = {**WATCHED, **watch, "OUTPUT_DIR": output, "SEED": 3}
-        train(setup(tiny_args("fsn_R50.yaml", small=True, **changes)))
+        train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
         weights.append(torch.load(output / "model_final.pth", weights_only=False)["model"])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -79,7 +80,7 @@ def test_the_best_model_is_kept_and_is_no_checkpoint_to_resume_from(
 ) -> None:
     evaluations([30.0, 20.0, 10.0])
     changes = {**WATCHED, "SOLVER__MAX_ITER": 6, "SOLVER__CHECKPOINT_PERIOD": 100}
-    train(setup(tiny_args("fsn_R50.yaml", small=True, **changes)))
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
     output = tmp_path / "output"
     best = torch.load(output / "model_best.pth", weights_only=False)
     assert best["iteration"] == 1  # the second
@@ -90,10 +91,10 @@ def test_the_best_score_survives_a_resume(tiny_args: Args, tmp_path: Path, evalu
     evaluations([30.0, 5.0])
     changes = {**WATCHED, "SOLVER__CHECKPOINT_PERIOD": 2}
     args = tiny_args("fsn_R50.yaml", small=True, **changes)
-    train(setup(args))
+    train_net.main(args)
     evaluations([20.0, 15.0, 15.0])
     longer = {**changes, "SOLVER__MAX_ITER": 8}
-    train(setup(tiny_args("fsn_R50.yaml", small=True, **longer)), resume=True)
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", small=True, **longer))
     best = torch.load(tmp_path / "output" / "model_best.pth", weights_only=False)
     assert best["iteration"] == 1
 
@@ -106,7 +107,7 @@ def test_training_ends_when_it_no_longer_gets_better(
 ) -> None:
     evaluations([10.0, 20.0, 20.0, 19.0, 99.0])
     changes = {**WATCHED, "SOLVER__MAX_ITER": 100, "WATCH__PATIENCE": 2}
-    results = train(setup(tiny_args("fsn_R50.yaml", small=True, **changes)))
+    results = train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
     assert results["bbox"]["AP"] == 19.0
     output = tmp_path / "output"
     assert torch.load(output / "model_final.pth", weights_only=False)["iteration"] == 7

@@ -14,7 +14,8 @@ import torch
 from detectron2.engine import default_argument_parser
 from PIL import Image
 
-from fsn_d2.engine import load_config, setup, train
+import train_net
+from fsn_d2.engine import load_config
 
 TOOL = Path(__file__).parents[2] / "tools" / "new_data.py"
 
@@ -64,7 +65,7 @@ def test_from_a_set_to_a_training(
     assert tuple(changed.DATASETS.TRAIN) == sets[:1]
     shrink = tiny_opts(OUTPUT_DIR=tmp_path / "out", DATASETS__CLASSES=changed.DATASETS.CLASSES)
     args: Namespace = default_argument_parser().parse_args(["--config-file", str(config), *shrink])
-    assert "bbox" in train(setup(args))
+    assert "bbox" in train_net.main(args)
 
 
 def test_a_part_can_be_split_off(
