@@ -9,8 +9,10 @@ the batches before it need not be loaded.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -76,6 +78,21 @@ class SeededSamples(Dataset):
         yield from random.sample(range(count), count)
 
 
+@contextmanager
+def present_objects_uncollected() -> Iterator[None]:
+    """Has the garbage collector pass over the objects that exist now.
+
+    It writes to every object that it visits, which gives this process and each forked worker a
+    copy of its own of the memory that they share, some hundred iterations later.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 class TrainingStream:
     """Endless batches for one training process, from a position on.
 
@@ -128,9 +145,10 @@ class TrainingStream:
             worker_init_fn=obey_parent_alone,
             generator=torch.Generator(),  # else starting it would draw from the training's
         )
-        for batch in loader:
-            self._position += 1
-            yield batch
+        with present_objects_uncollected():
+            for batch in loader:
+                self._position += 1
+                yield batch
 
     def _batches(self) -> Iterator[list[Place]]:
         sampler = self._build_sampler(self._seed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -15,6 +17,7 @@ from detectron2.data import DatasetCatalog, build_detection_train_loader
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset
 
+from fsn_d2.engine.memory import resident_memory_mib
 from fsn_d2.engine.random_state import random_state
 from fsn_d2.engine.training_stream import (
     SeededSamples,
@@ -130,6 +133,19 @@ def test_workers_do_not_change_the_batches(grouping: bool, cfg: Callable[..., Cf
         for workers in (0, 1, 3)
     ]
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked, memory is read from /proc")
+def test_what_a_worker_shares_with_its_parent_stays_shared(cfg: Callable[..., CfgNode]) -> None:
+    """It was forked with; a collection in the parent leaves it alone, and can collect it later."""
+    objects = [[number] for number in range(10**6)]
+    stream = build_training_stream(cfg(DATALOADER__NUM_WORKERS=1), augmented)
+    next(iter(stream))
+    before = resident_memory_mib()
+    gc.collect()
+    assert resident_memory_mib() - before < sys.getsizeof(objects[0]) * len(objects) / 2**20 / 4
+    stream.close()
+    assert gc.get_freeze_count() == 0
 
 
 def test_an_image_is_augmented_differently_each_time(cfg: Callable[..., CfgNode]) -> None:
