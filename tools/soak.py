@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Trains, then detects on images of random sizes, and watches whether the memory grows.
 
-The training is the ordinary one: data loader worker, augmentation, checkpoints, evaluations. The
-memory is that of the program and its workers, sampled a hundred times. For each of the two parts it
-has to be at the end what it was at one tenth, within --limit percent: medians of the five samples
-up to each. The exit status is 1 where it is more. Linux alone.
+The training is the ordinary one: data loader worker, augmentation, checkpoints, evaluations. Each
+of the two parts is a process of its own, with its workers; its memory is sampled a hundred times,
+and has to be at the end what it was at one tenth, within --limit percent: medians of the five
+samples up to each. The exit status is 1 where it is more. Linux alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +27,15 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from tqdm import tqdm
 
-from fsn_d2.engine import Predictor, build_trainer, one_line_errors, setup, train
-from fsn_d2.engine.memory import limit_convolution_caches, resident_memory_mib
+from fsn_d2.engine import (
+    Predictor,
+    build_trainer,
+    load_config,
+    one_line_errors,
+    setup,
+    train,
+)
+from fsn_d2.engine.memory import resident_memory_mib
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "fsn_Lite0_digits.yaml"
 EXAMPLE = """examples:
@@ -96,12 +105,23 @@ class MemoryWatch(HookBase):
         self._bar.close()
 
 
-def train_watched(cfg: CfgNode) -> Memory:
-    trainer = build_trainer(cfg)
-    watch = MemoryWatch("training", cfg.SOLVER.MAX_ITER)
+def run_training(args: argparse.Namespace, folder: str) -> Memory:
+    with one_line_errors():
+        resident_memory_mib()
+        cfg = prepare(args, folder)
+        quieten()
+        trainer = build_trainer(cfg)
+    watch = MemoryWatch("training", args.iterations)
     trainer.register_hooks([watch])
     train(trainer)
     return watch.memory
+
+
+def run_inference(args: argparse.Namespace, folder: str) -> Memory:
+    """With the trained model, on images at their own size."""
+    opts = ["MODEL.WEIGHTS", f"{folder}/model_final.pth", "INPUT.MIN_SIZE_TEST", "0"]
+    detect = Predictor(load_config(f"{folder}/config.yaml", opts))
+    return detect_watched(detect, args.inferences, args.seed)
 
 
 def detect_watched(detect: Callable[[np.ndarray], Any], count: int, seed: int) -> Memory:
@@ -155,32 +175,23 @@ def quieten() -> None:
                 handler.setLevel(logging.WARNING)
 
 
-def predictor(cfg: CfgNode) -> Predictor:
-    """Of the trained model, for images at their own size."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
-    cfg.INPUT.MIN_SIZE_TEST = 0
-    return Predictor(cfg)
-
-
 def require_steady(parts: Sequence[Memory], limit: float) -> None:
     """Ends the program with status 1 where one grew by more than so many percent."""
     if grown := [part.part for part in parts if part.growth > limit]:
         sys.exit(f"error: the memory of {' and '.join(grown)} grew by more than {limit} %")
 
 
+def in_own_process(
+    run: Callable[[argparse.Namespace, str], Memory], args: argparse.Namespace, folder: str
+) -> Memory:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(run, args, folder).result()
+
+
 def main() -> None:
     args = parse_args()
-    limit_convolution_caches()  # as a program does that only detects
     with tempfile.TemporaryDirectory() as folder:
-        with one_line_errors():
-            resident_memory_mib()
-            cfg = prepare(args, folder)
-        quieten()
-        training = train_watched(cfg)
-        inference = detect_watched(predictor(cfg), args.inferences, args.seed)
-    parts = (training, inference)
+        parts = [in_own_process(run, args, folder) for run in (run_training, run_inference)]
     if args.output:
         args.output.write_text(json.dumps([asdict(part) for part in parts]))
     print(*parts, sep="\n")
