@@ -15,7 +15,9 @@ __all__ = ["PeakMemory", "limit_convolution_caches", "peak_memory_mib", "residen
 
 # On Linux. There ru_maxrss begins with what the program held that started this one.
 STATUS = Path("/proc/self/status")
-KEPT_KERNELS = 64  # about as many as a small network has kinds of convolutions
+# More than a network has kinds of convolutions, else each image would compile all of them anew:
+# fsn_R50 has 53, fsaf_R50_joint 88 (counted by ONEDNN_VERBOSE=2).
+KEPT_KERNELS = 128
 
 
 def peak_memory_mib() -> float:
@@ -36,8 +38,8 @@ def limit_convolution_caches() -> None:
     """Has oneDNN, which convolves on the CPU, keep fewer of the kernels that it compiles.
 
     It compiles one for every layer and every size of input, and keeps 1024. Where images come in
-    many sizes they fill the memory, and their places between the feature maps break it up: in
-    hundreds of images it doubles. The cost is some percent of time where all are of one size.
+    many sizes they fill the memory, and their places between the feature maps break it up:
+    docs/training.md.
 
     It has an effect before the first convolution of the program, and where the environment does
     not say otherwise.
