@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -184,7 +184,13 @@ def require_steady(parts: Sequence[Memory], limit: float) -> None:
 def in_own_process(
     run: Callable[[argparse.Namespace, str], Memory], args: argparse.Namespace, folder: str
 ) -> Memory:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    """A new process, which starts data loader workers as any program does: not as it was itself."""
+    with ProcessPoolExecutor(
+        1,
+        mp_context=get_context("spawn"),
+        initializer=set_start_method,
+        initargs=(get_start_method(), True),
+    ) as pool:
         return pool.submit(run, args, folder).result()
 
 
