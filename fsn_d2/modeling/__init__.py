@@ -4,7 +4,7 @@ from . import backbone, meta_arch, roi_heads  # noqa: F401
 from .attention_banks import AttentionBanks, SelectiveMaps
 from .bank_pooler import BankROIPooler
 from .large_separable_conv import LargeSeparableConv2d
-from .merges import build_merge
+from .merges import Merge, build_merge
 from .poolers import SelectiveROIPooler
 from .position_sensitive import (
     PositionSensitiveROIPooler,
@@ -17,6 +17,7 @@ __all__ = [
     "AttentionBanks",
     "BankROIPooler",
     "LargeSeparableConv2d",
+    "Merge",
     "PositionSensitiveROIPooler",
     "SelectiveMaps",
     "SelectiveROIPooler",

@@ -16,30 +16,13 @@ from torch import Tensor, nn
 
 from fsn_d2.export import ExportDifference, compare_export, export_onnx, weights_sha256
 
+from .samples import OTHERS, TRACED, check_equal, image_of
+
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 
-TRACED = (64, 80)  # height, width
-OTHERS = [(64, 80), (80, 64), (50, 131), (33, 40)]
 DEPTH_50 = {"MODEL__RESNETS__DEPTH": 50, "MODEL__RESNETS__WIDTH_PER_GROUP": 16}
 SLOW = pytest.mark.slow
-
-
-def image_of(height: int, width: int, seed: int = 0) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, 3, 6, 8, generator=rng) * 255
-    return nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
-
-
-def check_equal(cfg: CfgNode, model: nn.Module, path: Path) -> None:
-    exported = export_onnx(cfg, model, image_of(*TRACED), path)
-    images = [image_of(*size, seed=i) for i, size in enumerate(OTHERS)]
-    difference = compare_export(model, exported, images)
-    assert difference.images == len(OTHERS)
-    assert difference.detections >= 10 * len(OTHERS)
-    assert difference.within(), difference
-
-
 FSN = [
     pytest.param({"SUB_REGION": "image", "MERGE": "multiply"}, marks=SLOW),
     pytest.param({"BANK_KERNEL": 3, "BANK_INPUT": "reduced"}, marks=SLOW),
@@ -69,7 +52,7 @@ OTHER_HEADS = [
 def test_fsn_equals_the_eager_model_and_needs_standard_operators_alone(
     small_detector: Callable, tmp_path: Path
 ) -> None:
-    check_equal(*small_detector("fsn_R50.yaml"), tmp_path / "model.onnx")
+    check_equal(export_onnx, *small_detector("fsn_R50.yaml"), tmp_path / "model.onnx")
     proto = onnx.load(tmp_path / "model.onnx")
     assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 16)]
     assert {node.domain for node in proto.graph.node} == {""}
@@ -84,14 +67,14 @@ def test_fsn_variants_equal_the_eager_model(
     changes: dict, small_detector: Callable, tmp_path: Path
 ) -> None:
     changes = {f"MODEL__FSN__{key}": value for key, value in changes.items()}
-    check_equal(*small_detector("fsn_R50.yaml", **changes), tmp_path / "model.onnx")
+    check_equal(export_onnx, *small_detector("fsn_R50.yaml", **changes), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(("config", "changes"), OTHER_HEADS)
 def test_other_systems_equal_the_eager_model(
     config: str, changes: dict, small_detector: Callable, tmp_path: Path
 ) -> None:
-    check_equal(*small_detector(config, **changes), tmp_path / "model.onnx")
+    check_equal(export_onnx, *small_detector(config, **changes), tmp_path / "model.onnx")
 
 
 @SLOW
@@ -99,11 +82,13 @@ def test_a_cascade_can_be_exported_where_detectron2s_own_can(
     small_detector: Callable, tmp_path: Path
 ) -> None:
     try:
-        check_equal(*small_detector("cascade_rcnn_R50.yaml"), tmp_path / "original.onnx")
+        check_equal(
+            export_onnx, *small_detector("cascade_rcnn_R50.yaml"), tmp_path / "original.onnx"
+        )
     except (RuntimeError, ValueError) as error:
         assert "_ScaleGradient" in str(error)
         pytest.skip("this Detectron2 scales the cascade's gradient in inference too")
-    check_equal(*small_detector("fsn_cascade_R50.yaml"), tmp_path / "model.onnx")
+    check_equal(export_onnx, *small_detector("fsn_cascade_R50.yaml"), tmp_path / "model.onnx")
 
 
 def check_nothing_found(

@@ -16,7 +16,6 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
 
 from fsn_d2.export import (
     ExportDifference,
@@ -26,15 +25,9 @@ from fsn_d2.export import (
 )
 from fsn_d2.layers import op_library_path
 
-TRACED = (64, 80)  # height, width
-OTHERS = [(64, 80), (80, 64), (96, 96), (50, 131), (33, 40)]
+from .samples import OTHERS, TRACED, check_equal, image_of
+
 SCORES = "MODEL__ROI_HEADS__SCORE_THRESH_TEST"
-
-
-def image_of(height: int, width: int, seed: int = 0) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, 3, 6, 8, generator=rng) * 255
-    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
 
 
 VARIANTS = [
@@ -49,21 +42,12 @@ VARIANTS = [
 ]
 
 
-def check_equal(cfg: CfgNode, detector: Callable, path: Path) -> None:
-    model = detector(cfg)
-    exported = export_torchscript(cfg, model, image_of(*TRACED), path)
-    images = [image_of(*size, seed=i) for i, size in enumerate(OTHERS)]
-    difference = compare_export(model, exported, images)
-    assert difference.images == len(OTHERS)
-    assert difference.detections >= 10 * len(OTHERS)
-    assert difference.within(), difference
-
-
 @pytest.mark.parametrize(("config", "changes"), VARIANTS)
 def test_equals_the_eager_model_for_images_of_other_sizes(
     config: str, changes: dict, small_cfg: Callable, detector: Callable, tmp_path: Path
 ) -> None:
-    check_equal(small_cfg(config, **{SCORES: 0.0}, **changes), detector, tmp_path / "model.ts")
+    cfg = small_cfg(config, **{SCORES: 0.0}, **changes)
+    check_equal(export_torchscript, cfg, detector(cfg), tmp_path / "model.ts")
 
 
 def test_a_cascade_can_be_exported_where_detectron2s_own_can(
@@ -71,12 +55,12 @@ def test_a_cascade_can_be_exported_where_detectron2s_own_can(
 ) -> None:
     original = small_cfg("cascade_rcnn_R50.yaml", **{SCORES: 0.0})
     try:
-        check_equal(original, detector, tmp_path / "original.ts")
+        check_equal(export_torchscript, original, detector(original), tmp_path / "original.ts")
     except RuntimeError as error:
         assert "_ScaleGradient" in str(error)
         pytest.skip("this Detectron2 scales the cascade's gradient in inference too")
     cfg = small_cfg("fsn_cascade_R50.yaml", **{SCORES: 0.0})
-    check_equal(cfg, detector, tmp_path / "model.ts")
+    check_equal(export_torchscript, cfg, detector(cfg), tmp_path / "model.ts")
 
 
 @pytest.mark.parametrize("reading", ["roi", "image"])
