@@ -26,13 +26,19 @@ from fsn_d2.engine import Trainer
 from fsn_d2.modeling.meta_arch import FSAF
 
 from .grid import Run
-from .results import config_of_run
+from .results import config_of_run, fingerprint
 
 PROPOSALS = 300
+# Without training, every proposal is detected by RoI heads, and nothing by a dense head: the
+# suppression of what passes the threshold would be a difference that trained ones do not have.
+NO_DETECTION = {
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 1.0,
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 1.0,
+}
 
 
 class Cost(NamedTuple):
-    """Of the stage behind the pyramid: RoI heads, or a dense detector's towers.
+    """Of the stage behind the pyramid: RoI heads without the RPN, or a dense detector's towers.
 
     Attributes:
         parameters: their number.
@@ -51,16 +57,26 @@ def measure_costs(runs: Mapping[str, Run], rounds: int) -> dict[str, Any]:
         rounds: of training steps and of single images.
     """
     with tempfile.TemporaryDirectory() as folder:
-        configs = {name: config_of_run(run, Path(folder)) for name, run in runs.items()}
+        configs = {name: _timed_config(run, Path(folder)) for name, run in runs.items()}
         first = next(iter(configs.values()))
         batch = _first_batch(first)
+        measured = _measure(configs, batch, rounds)
         return {
             "facts": facts(first.MODEL.DEVICE, torch.get_num_threads()),
             "batch": len(batch),
             "proposals": PROPOSALS,
             "rounds": rounds,
-            "methods": _measure(configs, batch, rounds),
+            "methods": {
+                name: {"fingerprint": fingerprint(run), **measured[name]}
+                for name, run in runs.items()
+            },
         }
+
+
+def _timed_config(run: Run, output: Path) -> CfgNode:
+    cfg = config_of_run(run, output)
+    cfg.merge_from_list([word for pair in NO_DETECTION.items() for word in pair])
+    return cfg
 
 
 def _measure(

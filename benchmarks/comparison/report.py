@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .results import Results
+from .results import Results, fingerprint
 from .statistics import Interval, Mean, mean_of, paired_interval
 
 ACCURACY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-wide", "AP-square", "AP-tall")
 INTRO = """\
-Mean and standard deviation over the seeds. Stage: what follows the pyramid; its arithmetic is for
-one image{proposals}, pooling not counted. Times are medians of turns taken in one process."""
+Mean and standard deviation over the seeds; intervals are of the seeds, the test images stay the
+same. Stage: the RoI heads, or a dense detector's head; the RPN is in neither. Its arithmetic is for
+one image{proposals}, pooling not counted. Times are medians of turns taken in one process, that of
+an image without the suppression of final detections: nothing passes the score threshold."""
 
 
 def markdown(results: Results) -> str:
@@ -45,8 +47,18 @@ def done(results: Results, data: str, method: str) -> list[dict[str, Any]]:
 
 
 def read_cost(results: Results, data: str) -> dict[str, Any] | None:
+    """What was measured, of the methods whose settings are today's; None: nothing."""
     path = cost_path(results, data)
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    cost = json.loads(path.read_text())
+    cost["methods"] = {
+        name: of_method
+        for name, of_method in cost["methods"].items()
+        if name in results.grid.methods
+        and of_method.get("fingerprint") == fingerprint(results.grid.seed_runs(data, name, None)[0])
+    }
+    return cost
 
 
 def cost_path(results: Results, data: str) -> Path:
@@ -119,6 +131,8 @@ def show_mean(values: list[float]) -> str:
 def show_interval(interval: Interval | None) -> str:
     if interval is None:
         return "-"
+    if interval.size == 1:
+        return f"{interval.mean:+.1f}"
     return f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
 
 
@@ -128,8 +142,10 @@ def _score(results: Results, data: str, metric: str, method: str) -> str:
 
 def _rate(results: Results, data: str, method: str) -> str:
     found = done(results, data, method)
-    rates = {result["run"]["options"].get("SOLVER.BASE_LR") for result in found}
-    return ", ".join(str(rate) for rate in sorted(rates - {None})) or "config"
+    rates = {result["run"]["options"].get("SOLVER.BASE_LR") for result in found} - {None}
+    tried = results.grid.rates
+    notes = {min(tried): " (lowest tried)", max(tried): " (highest tried)"} if tried else {}
+    return ", ".join(f"{rate}{notes.get(rate, '')}" for rate in sorted(rates)) or "config"
 
 
 def _time(cost: dict[str, Any] | None, key: str) -> str:

@@ -95,7 +95,8 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
     Args:
         run: which it was.
         output: its OUTPUT_DIR.
-        process: how it was run: seconds, threads, jobs side by side.
+        process: how it was run: seconds, threads, jobs side by side, and whether it diverged,
+            which gives it the AP -1: every other learning rate is better.
 
     Raises:
         FileNotFoundError: it left no evaluation.
@@ -116,7 +117,7 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
         },
         "fingerprint": fingerprint(run),
         "facts": about,
-        "metrics": _metrics(cfg, output, lines),
+        "metrics": {"AP": -1.0} if process["diverged"] else _metrics(cfg, output, lines),
         "iterations": cfg.SOLVER.MAX_ITER,
         "seconds_per_iteration": statistics.median(times) if times else None,
         "peak_memory_mib": max(peaks, default=None),

@@ -15,8 +15,10 @@ from types import FrameType
 from typing import Any
 
 from .grid import ROOT, Run
+from .results import fingerprint
 
 POLL_SECONDS = 0.5
+DIVERGED = "FloatingPointError: Loss is not finite"  # as train_net.py ends then
 
 
 class RunFailed(RuntimeError):
@@ -80,7 +82,8 @@ class Runner:
     def start(self, run: Run) -> None:
         """Starts a run, or goes on with one that was interrupted."""
         slot = min(set(range(self.slots.jobs)) - {job.slot for job in self.jobs})
-        output = self.work / run.name
+        # What another rate or config left must not be gone on with.
+        output = self.work / f"{run.name}-{fingerprint(run)}"
         output.mkdir(parents=True, exist_ok=True)
         gpus = self.slots.gpus_per_job
         command = [sys.executable, "train_net.py", "--config-file", str(run.config), "--resume"]
@@ -108,6 +111,8 @@ class Runner:
     def wait(self) -> tuple[Run, Path, dict[str, Any]]:
         """Waits for the next run to end: the run, its output folder, and how it was run.
 
+        A learning rate that is tried may be too high: then `diverged` is true of how it was run.
+
         Raises:
             RunFailed: it ended with an error; says where its messages are.
         """
@@ -119,11 +124,15 @@ class Runner:
             time.sleep(POLL_SECONDS)
 
     def _finish(self, job: _Job) -> tuple[Run, Path, dict[str, Any]]:
+        diverged = False
         if job.process.returncode:
             log = job.output / "stdout.txt"
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise RunFailed(f"{job.run.name} failed: {' '.join(last)} (all of it: {log})")
+            last = " ".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+            diverged = job.run.tuning and last.startswith(DIVERGED)
+            if not diverged:
+                raise RunFailed(f"{job.run.name} failed: {last} (all of it: {log})")
         process = {
+            "diverged": diverged,
             "seconds": time.monotonic() - job.start,
             "threads": self.slots.threads,
             "jobs": self.slots.jobs,

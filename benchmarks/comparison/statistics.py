@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import norm, t
 
 EXACT_UP_TO = 6  # values: 6 ** 6 = 46656 resamples are all of them
 RESAMPLES = 50_000
@@ -22,7 +24,7 @@ class Mean(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """The mean of some differences, and the bounds between which 95 % of resampled means lie."""
+    """The mean of some differences, and bounds meant to hold the true one in 95 % of cases."""
 
     mean: float
     low: float
@@ -36,12 +38,16 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 
 def paired_interval(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
-    """The bootstrap's percentile interval of the mean difference, pairs resampled.
+    """The bootstrap's expanded percentile interval of the mean difference, pairs resampled.
 
-    Few pairs are resampled in all possible ways, more at random (seed 0).
+    Means of resamples of few values vary too little: their 95 % hold the true mean in 84 % of cases
+    with five values of a normal distribution. So the percentiles are those that would give
+    Student's interval if the means were normal (Hesterberg, What Teachers Should Know About the
+    Bootstrap, 2015, section 3.3): 92 % with five values, and with three 76 %, as no resample's mean
+    is outside the values. Few pairs are resampled in all possible ways, more at random (seed 0).
 
     Args:
-        ours, theirs: of the same seeds in the same order, at least one.
+        ours, theirs: of the same seeds in the same order, at least one; one alone has no bounds.
 
     Raises:
         ValueError: they are not pairs.
@@ -50,9 +56,12 @@ def paired_interval(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
         raise ValueError(f"pairs are needed, got {len(ours)} and {len(theirs)} values")
     differences = np.subtract(ours, theirs)
     count = len(differences)
+    if count == 1:
+        return Interval(float(differences[0]), -math.inf, math.inf, count)
     if count <= EXACT_UP_TO:
         drawn = np.array(list(itertools.product(range(count), repeat=count)))
     else:
         drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    low, high = np.percentile(differences[drawn].mean(axis=1), [2.5, 97.5])
+    tail = 100 * norm.cdf(-math.sqrt(count / (count - 1)) * t.ppf(0.975, count - 1))
+    low, high = np.percentile(differences[drawn].mean(axis=1), [tail, 100 - tail])
     return Interval(float(differences.mean()), float(low), float(high), count)

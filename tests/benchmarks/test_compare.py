@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -173,10 +175,22 @@ def test_a_result_of_other_settings_does_not_count(results: Any, modules: Simple
 
 
 def test_the_interval_by_hand(modules: SimpleNamespace) -> None:
-    # Differences 1 and 3; their resamples have the means 1, 2, 2, 3.
+    # Differences 1 and 3; their resamples have the means 1, 2, 2, 3, and two values say so little
+    # that the bounds are the outermost: the normal percentile of -sqrt(2) * 12.7 is 0.
     interval = modules.statistics.paired_interval([5.0, 9.0], [4.0, 6.0])
-    assert (interval.mean, interval.size) == (2.0, 2)
-    assert interval.low == pytest.approx(1 + 0.025 * 3) and interval.high == pytest.approx(2.925)
+    assert interval == (2.0, pytest.approx(1.0), pytest.approx(3.0), 2)
+    assert modules.statistics.paired_interval([5.0], [4.0]) == (1.0, -math.inf, math.inf, 1)
+
+
+def test_five_seeds_hold_the_true_difference_nearly_as_often_as_is_said(
+    modules: SimpleNamespace,
+) -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        modules.statistics.paired_interval(list(rng.normal(1.0, 0.5, 5)), [0.0] * 5)
+        for _ in range(400)
+    ]
+    assert np.mean([it.low <= 1.0 <= it.high for it in found]) == pytest.approx(0.92, abs=0.03)
 
 
 def test_equal_differences_leave_no_doubt_and_many_pairs_are_drawn(
@@ -201,7 +215,8 @@ def test_the_tables_hold_means_and_paired_differences(
             pretend(results, modules, run, ap)
     text = modules.report.markdown(results)
     assert "| fsn | 54.0 ± 4.2 | 84.0 ± 4.2 |" in text  # sqrt(18)
-    assert "| fsn - plain | +2.0 [+1.1, +2.9] |" in text
+    assert "| fsn - plain | +2.0 [+1.0, +3.0] |" in text
+    assert "| 0.01 (lowest tried) |" in text
     assert "1111111" in text and "Runs: 4" in text
 
 
@@ -216,7 +231,7 @@ def test_a_half_done_grid_has_a_table_of_what_is_done(
 FAKE = """
 import sys, time, pathlib
 folder = pathlib.Path(sys.argv[sys.argv.index("OUTPUT_DIR") + 1])
-name = folder.name
+name = folder.name.partition("-")[0]
 if name == "seed3":
     print("started", flush=True)
     time.sleep(60)
@@ -246,6 +261,15 @@ def test_a_run_is_train_net_with_the_options(runner: Any, results: Any, tmp_path
     assert not output.exists()
 
 
+def test_what_other_settings_left_is_not_gone_on_with(runner: Any, results: Any) -> None:
+    with runner:
+        outputs = set()
+        for run in (results.grid.seed_runs("bccd", "plain", rate)[1] for rate in (0.01, 0.02)):
+            runner.start(run)
+            outputs.add(runner.wait()[1])
+    assert len(outputs) == 2
+
+
 def test_what_a_training_left_is_collected(
     results: Any, modules: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -257,7 +281,7 @@ def test_what_a_training_left_is_collected(
         {"iteration": 9, "bbox/AP": 41.5, "bbox/AP50": 80.0},
     ]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-    process = {"seconds": 60.0, "threads": 1, "jobs": 2}
+    process = {"seconds": 60.0, "threads": 1, "jobs": 2, "diverged": False}
     found = modules.results.collect(run, tmp_path, process)
     assert found["metrics"] == {"AP": 41.5, "AP50": 80.0}
     assert found["seconds_per_iteration"] == 3.0 and found["iterations"] == 10
@@ -271,6 +295,25 @@ def test_a_failure_names_the_run_and_its_last_line(
     with runner:
         runner.start(results.grid.tuning_runs("bccd", "plain")[1])
         with pytest.raises(modules.runner.RunFailed, match=r"rate0\.02 failed: error: no such"):
+            runner.wait()
+
+
+def test_a_rate_at_which_training_diverges_is_the_worst(
+    runner: Any, results: Any, modules: SimpleNamespace, tmp_path: Path
+) -> None:
+    (tmp_path / "train_net.py").write_text(
+        "raise FloatingPointError('Loss is not finite at iteration 3: loss_cls nan.')"
+    )
+    low, high = results.grid.tuning_runs("bccd", "plain")
+    with runner:
+        runner.start(high)
+        run, output, process = runner.wait()
+        (output / "metrics.json").write_text("")
+        results.write(run, modules.results.collect(run, output, process))
+        pretend(results, modules, low, 0.0)
+        assert results.rate_of("bccd", "plain") == 0.01
+        runner.start(results.grid.seed_runs("bccd", "plain", 0.02)[0])
+        with pytest.raises(modules.runner.RunFailed, match="Loss is not finite"):
             runner.wait()
 
 
