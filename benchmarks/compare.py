@@ -27,6 +27,7 @@ from comparison.runner import RunFailed, Runner, Slots, slots_for
 from tqdm import tqdm
 
 from fsn_d2.engine import one_line_errors
+from fsn_d2.machine import usable_cores
 
 GRIDS = ROOT / "benchmarks" / "grids"
 EXAMPLE = """examples:
@@ -155,8 +156,8 @@ def main() -> None:
     os.chdir(ROOT)  # paths in configs and grids are relative to the project
     with one_line_errors():
         grid = grid_of(args.grid)
-        gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
-        slots = slots_for(args.jobs, gpus, args.gpus_per_job, cores)
+        gpus = torch.cuda.device_count()
+        slots = slots_for(args.jobs, gpus, args.gpus_per_job, usable_cores())
         data = chosen(args.data, grid.data, "data")
         methods = chosen(args.methods, grid.methods, "methods")
     results = Results(grid, args.results or ROOT / "benchmarks" / "results" / grid.name)

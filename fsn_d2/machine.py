@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "usable_cores"]
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use, which a scheduler or `taskset` may have limited."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,7 @@ class Machine:
     def here(cls) -> Machine:
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         memory = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
-        affinity = getattr(os, "sched_getaffinity", None)
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        return cls(gpus, min(memory, default=0) / 2**30, cores)
+        return cls(gpus, min(memory, default=0) / 2**30, usable_cores())
 
     def __str__(self) -> str:
         if not self.gpus:

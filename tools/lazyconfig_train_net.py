@@ -25,7 +25,8 @@ EXAMPLE = """examples:
 
 def main(args: Namespace) -> OrderedDict:
     with one_line_errors():
-        cfg = load_lazy_config(args.config_file, args.opts)
+        on_cpu = ["train.device=cpu"] if args.num_processes else []
+        cfg = load_lazy_config(args.config_file, [*args.opts, *on_cpu])
         default_setup(cfg, args)
         register_data(cfg, eval_only=args.eval_only)
         if args.eval_only:

@@ -22,6 +22,7 @@ import torch.multiprocessing as mp
 from detectron2.engine import default_argument_parser, defaults
 from detectron2.utils import comm
 
+from ..machine import usable_cores
 from .interruption import passing_on_sigterm
 
 __all__ = ["argument_parser", "check_launch", "launch"]
@@ -187,7 +188,7 @@ def _leave() -> None:
 def _prepare_cpu(local_processes: int) -> None:
     """Shares the cores, and keeps Detectron2 from naming GPUs to torch."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max((os.cpu_count() or 1) // local_processes, 1))
+        torch.set_num_threads(max(usable_cores() // local_processes, 1))
     if not isinstance(defaults.create_ddp_model, functools.partial):
         on_any_device = functools.partial(defaults.create_ddp_model, device_ids=None)
         defaults.create_ddp_model = on_any_device

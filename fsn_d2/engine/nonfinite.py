@@ -23,7 +23,7 @@ class BatchSkipped(Exception):
 
 
 class NonFiniteLoss(HookBase):
-    """Looks at the losses after every forward pass of training, in all processes alike.
+    """Looks at the losses after every forward pass with gradients, in all processes alike.
 
     "stop" raises FloatingPointError, which names the parts of the loss, the images and the last
     good checkpoint. "skip" raises `BatchSkipped`, for the trainer to go on with the next batch:
@@ -68,11 +68,11 @@ class NonFiniteLoss(HookBase):
         self._skipped = state["skipped"]
 
     def _keep_statistics(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if model.training:
+        if _trains(model):
             self._statistics = [buffer.clone() for buffer in _running_statistics(model)]
 
     def _check(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if not model.training:
+        if not _trains(model):
             return
         losses = output if isinstance(output, dict) else {"total_loss": output}
         finite = bool(torch.isfinite(sum(loss.detach().sum() for loss in losses.values())))
@@ -92,6 +92,11 @@ class NonFiniteLoss(HookBase):
             buffer.copy_(before)
         self._skipped += 1
         raise BatchSkipped(f"{message} The batch is skipped, number {self._skipped} so far.")
+
+
+def _trains(model: nn.Module) -> bool:
+    """A loss without gradients, as for validation, reaches no weight and is no other process's."""
+    return model.training and torch.is_grad_enabled()
 
 
 def _running_statistics(model: nn.Module) -> Iterator[Tensor]:

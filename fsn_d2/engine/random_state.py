@@ -19,11 +19,9 @@ def random_state() -> dict[str, Any]:
     Returns:
         tensors, numbers, text and plain containers, as a checkpoint may hold.
     """
-    state = _cpu_state()
+    state = _cpu_state() | _gpu_state()
     kind, words, *rest = state["numpy"]
     state["numpy"] = [kind, words.tolist(), *rest]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -41,17 +39,27 @@ def _cpu_state() -> dict[str, Any]:
     return dict(zip(("torch", "numpy", "python"), states, strict=True))
 
 
+def _gpu_state() -> dict[str, Any]:
+    initialized = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {"cuda": torch.cuda.get_rng_state()} if initialized else {}
+
+
 @contextmanager
-def own_random_numbers(*keys: int) -> Iterator[None]:
+def own_random_numbers(*keys: int, gpu: bool = False) -> Iterator[None]:
     """Inside it, random numbers on the CPU follow from the keys alone; outside, nothing changes.
 
     Args:
         keys: integers >= 0; every combination has numbers of its own.
+        gpu: those of the current GPU follow too. Not for loader workers, which have no GPU.
     """
-    before = _cpu_state()
+    of_gpu = _gpu_state() if gpu else {}
+    before = _cpu_state() | of_gpu
     words = np.random.SeedSequence(keys).generate_state(8)  # uint32
+    seed = int.from_bytes(words[:2].tobytes(), "little")
     # Not torch.manual_seed: it would touch the GPU's generators.
-    torch.default_generator.manual_seed(int.from_bytes(words[:2].tobytes(), "little"))
+    torch.default_generator.manual_seed(seed)
+    if of_gpu:
+        torch.cuda.manual_seed(seed)
     np.random.seed(words[2:6])
     random.seed(words[6:].tobytes())
     try:

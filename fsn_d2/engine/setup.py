@@ -77,12 +77,13 @@ def setup(args: Namespace) -> CfgNode:
     """Loads and freezes the config, starts logging, registers and checks the data sets.
 
     Args:
-        args: as from Detectron2's `default_argument_parser`.
+        args: as from `argument_parser`, or Detectron2's `default_argument_parser`.
 
     Raises:
         FileNotFoundError, ValueError: naming the path or key to change.
     """
-    cfg = load_config(args.config_file, args.opts)
+    on_cpu = ["MODEL.DEVICE", "cpu"] if getattr(args, "num_processes", 0) else []
+    cfg = load_config(args.config_file, [*args.opts, *on_cpu])
     cfg.freeze()
     apply_determinism(cfg)
     default_setup(cfg, args)

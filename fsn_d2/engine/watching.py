@@ -76,7 +76,7 @@ class ValidationLoss(_AtEvaluation):
     def evaluated(self) -> None:
         model = self.trainer.model
         losses: list[float] = []
-        with _as_in_training(model), torch.no_grad(), own_random_numbers(0):
+        with _as_in_training(model), torch.no_grad(), own_random_numbers(0, gpu=True):
             for batch in self._batches():
                 with EventStorage():  # what the model counts is not the training's
                     losses.append(float(sum(model(batch).values())))
@@ -135,14 +135,14 @@ class SampleImages(_AtEvaluation):
         # The visualizer draws colours at random.
         with torch.no_grad(), own_random_numbers(0):
             for number, sample in enumerate(islice(samples, self._count)):
-                self._draw(number, sample, model([sample])[0]["instances"])
+                # Without the original size, detections and masks are in this image's pixels.
+                alone = {key: sample[key] for key in sample if key not in ("height", "width")}
+                self._draw(number, sample, model([alone])[0]["instances"])
         model.train(was_training)
 
     def _draw(self, number: int, sample: dict[str, Any], found: Any) -> None:
         image = sample["image"].permute(1, 2, 0).numpy().astype(np.uint8)
         rgb = image[:, :, ::-1] if self._format == "BGR" else image
-        height, width = found.image_size
-        found.pred_boxes.scale(rgb.shape[1] / width, rgb.shape[0] / height)
         drawn = draw_detections(np.ascontiguousarray(rgb), found, self._metadata, 0.5)
         self.trainer.storage.put_image(f"detections/{number}", drawn.transpose(2, 0, 1))
 
@@ -262,12 +262,18 @@ def _with_ground_truth(cfg: CfgNode) -> Iterator[list[dict[str, Any]]]:
     """This process's share of the images for the loss, at test size, one by one."""
     augmentations = build_augmentation(cfg, is_train=False)
     mapper = TolerantMapper(cfg, is_train=True, augmentations=augmentations)
-    records = get_detection_dataset_dicts(cfg.DATASETS.TEST[0], filter_empty=False)
-    records = records[: cfg.WATCH.LOSS_IMAGES][comm.get_rank() :: comm.get_world_size()]
+    records = _first_test_set(cfg)[: cfg.WATCH.LOSS_IMAGES]
+    records = records[comm.get_rank() :: comm.get_world_size()]
     return ([sample] for sample in map(mapper, records) if sample is not None)
 
 
 def _without_ground_truth(cfg: CfgNode) -> Iterator[list[dict[str, Any]]]:
     mapper = TolerantMapper(cfg, is_train=False)
-    records = get_detection_dataset_dicts(cfg.DATASETS.TEST[0], filter_empty=False)
-    return ([mapper(record)] for record in records)
+    return ([mapper(record)] for record in _first_test_set(cfg))
+
+
+def _first_test_set(cfg: CfgNode) -> list[dict[str, Any]]:
+    proposals = cfg.DATASETS.PROPOSAL_FILES_TEST[:1] if cfg.MODEL.LOAD_PROPOSALS else None
+    return get_detection_dataset_dicts(
+        cfg.DATASETS.TEST[0], filter_empty=False, proposal_files=proposals
+    )

@@ -33,7 +33,9 @@ def resume_or_load(checkpointer: Checkpointer, weights: str, *, resume: bool) ->
         FileNotFoundError: the file is missing or cannot be downloaded; says where to put it.
         ValueError: the file is broken or holds something else than tensors and plain containers.
     """
-    if not (resume and checkpointer.has_checkpoint()) and weights:
+    if resume and checkpointer.has_checkpoint():
+        _require_last(checkpointer)
+    elif weights:
         _require(weights)
     return checkpointer.resume_or_load(weights, resume=resume)
 
@@ -49,6 +51,16 @@ def load_weights(model: nn.Module, weights: str) -> None:
         FileNotFoundError, ValueError: as `resume_or_load`.
     """
     resume_or_load(Checkpointer(model), weights, resume=False)
+
+
+def _require_last(checkpointer: Checkpointer) -> None:
+    checkpoint = checkpointer.get_checkpoint_file()
+    if not PathManager.isfile(checkpoint):
+        raise FileNotFoundError(
+            f"--resume: {checkpoint} does not exist, and {checkpointer.save_dir}/last_checkpoint "
+            "names it. Write the name of a checkpoint that is there into that file, or remove it "
+            "to start anew."
+        )
 
 
 def _require(weights: str) -> None:

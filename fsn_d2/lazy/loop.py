@@ -6,8 +6,7 @@ from collections import OrderedDict
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode, get_cfg, instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, defaults, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -91,7 +90,8 @@ def prepare_training(cfg: DictConfig, *, resume: bool = False) -> PreparedTraini
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
-    model = create_ddp_model(model, **cfg.train.ddp)
+    # By its module: on the CPU, `launch` replaces it there.
+    model = defaults.create_ddp_model(model, **cfg.train.ddp)
     kind = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     trainer = kind(model, loader, optimizer)
     checkpointer = Checkpointer(model, cfg.train.output_dir, optimizer=optimizer, trainer=trainer)

@@ -20,6 +20,7 @@ import train_net
 from fsn_d2.checkpoint import Checkpointer
 from fsn_d2.engine import Trainer
 from fsn_d2.engine.nonfinite import BatchSkipped, NonFiniteLoss
+from fsn_d2.engine.watching import ValidationLoss
 
 Args = Callable[..., Namespace]
 RUN = {
@@ -177,7 +178,12 @@ def train_in_parallel(rank: int, folder: str, reaction: str) -> None:
     model = DistributedDataParallel(OneLoss(), broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     trainer = Steps(model, list(batches(rank)), optimizer)
-    trainer.register_hooks([NonFiniteLoss(reaction, Checkpointer(model, folder))])
+    # Losses without gradients are no matter of all processes: one has none, the other a bad one.
+    spoilt = torch.tensor([float("nan"), 1.0])
+    looked_at = [[{"image": spoilt}, {"image": spoilt}]] * rank
+    trainer.register_hooks(
+        [NonFiniteLoss(reaction, Checkpointer(model, folder)), ValidationLoss(2, lambda: looked_at)]
+    )
     outcome = {}
     try:
         trainer.train(0, 4)

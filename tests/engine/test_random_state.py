@@ -39,6 +39,18 @@ def test_numbers_of_their_own_follow_from_the_keys_alone() -> None:
     assert len(set(numbers)) == len(numbers)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_has_numbers_of_its_own_where_asked() -> None:
+    torch.cuda.manual_seed(0)
+    before = torch.cuda.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with own_random_numbers(1, gpu=True):
+            drawn.append(torch.rand(3, device="cuda").tolist())
+    assert drawn[0] == drawn[1]
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
 def test_neighbouring_keys_give_independent_numbers() -> None:
     values = []
     for key in range(2000):

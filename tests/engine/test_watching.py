@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
+from detectron2.data import Metadata
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 import train_net
 from fsn_d2.engine import Trainer
-from fsn_d2.engine.watching import EarlyStop, EarlyStopping, ValidationLoss
+from fsn_d2.engine.watching import EarlyStop, EarlyStopping, SampleImages, ValidationLoss
 from fsn_d2.visualization.curves import read_series, save_curves
 
 Args = Callable[..., Namespace]
@@ -70,6 +74,56 @@ def test_watching_changes_nothing_of_the_training(tiny_args: Args, tmp_path: Pat
         train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
         weights.append(torch.load(output / "model_final.pth", weights_only=False)["model"])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class Covering(nn.Module):
+    """Finds one object in the left half, in the pixels that the sample asks for."""
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        _, height, width = batch[0]["image"].shape
+        size = batch[0].get("height", height), batch[0].get("width", width)
+        found = Instances(size, scores=torch.ones(1), pred_classes=torch.zeros(1, dtype=int))
+        found.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, size[1] / 2, size[0]]]))
+        found.pred_masks = torch.zeros(1, *size, dtype=torch.bool)
+        found.pred_masks[..., : size[1] // 2] = True
+        return [{"instances": found}]
+
+
+def test_masks_are_drawn_on_the_image_that_the_model_saw() -> None:
+    sample = {"image": torch.full((3, 60, 80), 90), "height": 120, "width": 160}
+    images: dict[str, Any] = {}
+    hook = SampleImages(1, lambda: [[sample]], 1, Metadata(thing_classes=["a"]), "BGR")
+    storage = SimpleNamespace(put_image=images.__setitem__)
+    hook.trainer = SimpleNamespace(  # type: ignore[assignment]
+        iter=0, max_iter=10, storage=storage, model=Covering()
+    )
+    hook.after_step()
+    drawn = images["detections/0"]
+    assert drawn.shape == (3, 60, 80)
+    coloured = np.abs(drawn.astype(int) - 90).sum(0) > 10
+    assert coloured[20:, :38].mean() > 0.9 and coloured[:, 44:].mean() < 0.1
+
+
+def test_a_training_on_precomputed_proposals_can_be_watched(
+    tiny_args: Args, tmp_path: Path
+) -> None:
+    content = {
+        "ids": [1, 2, 3],
+        "boxes": [np.array([[0, 0, 40, 40], [5, 5, 60, 50]], "f4")] * 3,
+        "objectness_logits": [np.array([2.0, 1.0], "f4")] * 3,
+        "bbox_mode": int(BoxMode.XYXY_ABS),
+    }
+    (tmp_path / "proposals.pkl").write_bytes(pickle.dumps(content))
+    changes = {
+        **WATCHED,
+        "MODEL__LOAD_PROPOSALS": True,
+        "MODEL__PROPOSAL_GENERATOR__NAME": "PrecomputedProposals",
+        "DATASETS__PROPOSAL_FILES_TRAIN": (str(tmp_path / "proposals.pkl"),),
+        "DATASETS__PROPOSAL_FILES_TEST": (str(tmp_path / "proposals.pkl"),),
+    }
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
+    lines = lines_of(tmp_path / "output")
+    assert any("validation_loss" in line for line in lines)
 
 
 # ---------------------------------------------------------------------------- the best model
