@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,17 @@ def test_setup_freezes_the_config_keeps_a_copy_and_registers_the_data(
     assert MetadataCatalog.get(name).thing_classes == ["class00", "class01", "class02"]
     again = load_config(str(tmp_path / "output" / "config.yaml"))
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+def test_processes_on_the_cpu_do_not_meet_on_a_gpu(
+    tiny_args: Callable[..., Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = tiny_args("fsn_R50.yaml", small=True, MODEL__DEVICE="cuda")
+    args.num_processes = 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    module = importlib.import_module("fsn_d2.engine.setup")  # whose name its function has too
+    monkeypatch.setattr(module, "default_setup", lambda cfg, args: None)
+    assert setup(args).MODEL.DEVICE == "cpu"
 
 
 def test_evaluation_does_not_need_the_training_set(tiny_args: Callable[..., Namespace]) -> None:

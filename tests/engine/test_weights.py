@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from fsn_d2.checkpoint import Checkpointer
 from fsn_d2.engine import load_weights
 from fsn_d2.engine.weights import resume_or_load
 
@@ -101,6 +102,14 @@ def test_resuming_prefers_the_last_checkpoint_and_ignores_the_weights(tmp_path: 
     assert model.weight.tolist() == [[4.0, 4.0]]
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
         resume_or_load(checkpointer, str(tmp_path / "absent.pth"), resume=False)
+
+
+def test_a_last_checkpoint_that_was_removed_is_named_with_what_to_do(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(nn.Linear(2, 2), str(tmp_path))
+    checkpointer.save("model_0000009")
+    (tmp_path / "model_0000009.pth").unlink()
+    with pytest.raises(FileNotFoundError, match=r"--resume: .*model_0000009\.pth does not exist"):
+        resume_or_load(checkpointer, "", resume=True)
 
 
 def test_resuming_without_a_checkpoint_loads_the_weights(tmp_path: Path) -> None:
