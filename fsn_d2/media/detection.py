@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from ..data.image_header import MAX_PIXELS
 from ..visualization import draw_detections
+from ..visualization.writing import write_image
 from .sources import Frame, ImageFile, Media, Unreadable, Video, VideoFile, read_picture
-from .writers import VideoWriter, write_image
+from .video_writer import VideoWriter
 
 Predict = Callable[[np.ndarray], dict[str, Any]]
 RESULTS = "detections.json"
@@ -120,7 +121,8 @@ def detect_media(
         predict: from a BGR picture, uint8 [H, W, 3], to {"instances": Instances}, as Detectron2's
             predictors.
         media: what to look at. What cannot be read is reported in the summary, the rest done.
-        output: folder to write to: each image and video under its name, videos as MP4.
+        output: folder to write to: each image and video under its name, videos as MP4, images of
+            formats that cannot be written as PNG.
         classes: the model's, in order.
         only: the classes to keep; empty: all.
         min_score: detections below this are dropped.
@@ -128,9 +130,10 @@ def detect_media(
         max_frames: of every video or webcam; None: all.
 
     Raises:
-        ValueError: an unknown name in `only`.
+        ValueError: an unknown name in `only`, or one of `media` would be overwritten.
         OSError: the output cannot be written.
     """
+    _keep_originals(media, output)
     if strange := sorted(set(only) - set(classes)):
         raise ValueError(f"--classes: {strange} are not among the model's {list(classes)}.")
     wanted = {i for i, name in enumerate(classes) if not only or name in only}
@@ -141,8 +144,16 @@ def detect_media(
                 run.do(item, progress, max_pixels, max_frames)
     except KeyboardInterrupt:  # the way to end a webcam
         run.summary.interrupted = True
-    run.coco.write(output / RESULTS)
+    finally:  # after an error too, what was found is kept
+        run.coco.write(output / RESULTS)
     return run.summary
+
+
+def _keep_originals(media: Sequence[Media], output: Path) -> None:
+    originals = {path.resolve() for item in media if (path := item.file) is not None}
+    for item in media:
+        if (target := output / item.result).resolve() in originals:
+            raise ValueError(f"--output: {target} would be overwritten; name another folder.")
 
 
 def _pictures(media: Sequence[Media], max_frames: int | None) -> int | None:
@@ -174,14 +185,13 @@ class _Run:
             self.summary.unreadable.append(Unreadable(item.name, str(error)))
             return
         if isinstance(item, ImageFile):
-            write_image(self.output / item.name, self._look(item, Frame(None, image)))
+            write_image(self.output / item.result, self._look(item, Frame(None, image)))
             progress.update()
         else:
             self._video(item, video, progress, max_frames)
 
     def _video(self, item: VideoFile, video: Video, progress: tqdm, max_frames: int | None) -> None:
-        path = (self.output / item.name).with_suffix(".mp4")
-        with video, VideoWriter(path, video.frames_per_second) as writer:
+        with video, VideoWriter(self.output / item.result, video.frames_per_second) as writer:
             for done, frame in enumerate(video, start=1):
                 writer.write(self._look(item, frame))
                 progress.update()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import cv2
@@ -40,12 +40,22 @@ class ImageFile(NamedTuple):
     """An image.
 
     Attributes:
-        name: unique among those read together; a relative path, under which results are kept.
+        name: a relative path, unique among those read together.
         path: of the file.
     """
 
     name: str
     path: Path
+
+    @property
+    def result(self) -> str:
+        """Where it is written with what was found; unique too."""
+        known = self.name.lower().endswith(tuple(IMAGE_SUFFIXES))
+        return self.name if known else f"{self.name}.png"
+
+    @property
+    def file(self) -> Path | None:
+        return self.path
 
 
 class VideoFile(NamedTuple):
@@ -58,6 +68,15 @@ class VideoFile(NamedTuple):
 
     name: str
     source: Path | int
+
+    @property
+    def result(self) -> str:
+        """As of an image; always an MP4."""
+        return PurePath(self.name).with_suffix(".mp4").as_posix()
+
+    @property
+    def file(self) -> Path | None:
+        return self.source if isinstance(self.source, Path) else None
 
     def frames(self) -> int | None:
         """How many it says it has; None where it does not, or cannot be opened."""
@@ -89,8 +108,8 @@ def find_media(inputs: Iterable[str]) -> list[Media]:
             raise FileNotFoundError(f"--input: {path} does not exist.")
         files = sorted(p for p in path.rglob("*") if _is_media(p)) if path.is_dir() else [path]
         for file in files:
-            name = _free_name(file.relative_to(path) if path.is_dir() else Path(file.name), taken)
-            found.append(VideoFile(name, file) if _is_video(file) else ImageFile(name, file))
+            name = file.relative_to(path) if path.is_dir() else Path(file.name)
+            found.append(_named(name, file, taken))
     if not found:
         known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
         raise FileNotFoundError(f"--input: no image or video in {', '.join(inputs)} ({known}).")
@@ -114,14 +133,15 @@ def _is_media(path: Path) -> bool:
     return path.is_file() and (_is_video(path) or path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _free_name(path: Path, taken: set[str]) -> str:
-    """The path, or the first numbered one that no other file has."""
-    name, number = path.as_posix(), 1
-    while name in taken:
+def _named(name: Path, file: Path, taken: set[str]) -> Media:
+    """The file under this name, or the first numbered one whose result no other file has."""
+    kind = VideoFile if _is_video(file) else ImageFile
+    media, number = kind(name.as_posix(), file), 1
+    while media.result in taken:
         number += 1
-        name = path.with_stem(f"{path.stem}_{number}").as_posix()
-    taken.add(name)
-    return name
+        media = kind(name.with_stem(f"{name.stem}_{number}").as_posix(), file)
+    taken.add(media.result)
+    return media
 
 
 def read_picture(path: Path, max_pixels: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..data.mapper import read_image
 from ..engine.predictor import Predictor
 from .drawing import draw_detections, draw_ground_truth
+from .writing import write_image
 
 
 def _caption(image: np.ndarray, text: str) -> np.ndarray:
@@ -52,5 +53,4 @@ def save_detection_sheet(
         rows.append(np.hstack(pair))
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.vstack(rows)[:, :, ::-1])
+    write_image(path, np.vstack(rows)[:, :, ::-1])

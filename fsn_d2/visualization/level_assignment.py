@@ -17,6 +17,7 @@ from ..data import TolerantMapper
 from ..engine.weights import load_weights
 from ..modeling.fsaf import levels_by_size
 from ..modeling.meta_arch import FSAF
+from .writing import write_image
 
 # RGB per level from fine to coarse, told apart with the usual colour blindnesses (Okabe, Ito).
 COLORS = [(86, 180, 233), (0, 158, 115), (240, 228, 66), (230, 159, 0), (213, 94, 0)]
@@ -116,6 +117,5 @@ def save_level_picture(cfg: CfgNode, dataset: str, number: int, path: str | Path
         draw_levels(image, boxes, levels.tolist(), model.head_in_features, title)
         for levels, title in [(by_losses, "level by losses"), (by_size, "level by size")]
     ]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.hstack(pictures)[:, :, ::-1])
+    write_image(path, np.hstack(pictures)[:, :, ::-1])
     return {"objects": len(by_losses), "agree": int((by_losses == by_size).sum())}

@@ -14,6 +14,7 @@ from detectron2.structures import BoxMode
 from ..data.cleaning import CleanedSet
 from ..data.mapper import read_image
 from .drawing import draw_ground_truth
+from .writing import write_image
 
 __all__ = ["save_sample_sheet"]
 
@@ -52,8 +53,7 @@ def save_sample_sheet(
         cells = [_draw(each, image, metadata) for image in choose_samples(each, images, seed)]
         rows += [cells[i : i + columns] for i in range(0, len(cells), columns)]
     sheet = [_in_a_row(row, columns) for row in rows]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.vstack(sheet)[:, :, ::-1])
+    write_image(path, np.vstack(sheet)[:, :, ::-1])
 
 
 def choose_samples(cleaned: CleanedSet, count: int, seed: int) -> list[dict]:

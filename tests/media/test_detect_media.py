@@ -135,6 +135,47 @@ def test_equal_names_do_not_overwrite_each_other(folder: Path) -> None:
     assert names == ["colour.jpg", "alpha.png", "colour_2.jpg", "alpha_2.png", "colour_3.jpg"]
 
 
+def test_videos_of_one_name_do_not_overwrite_each_other(folder: Path, tmp_path: Path) -> None:
+    (folder / "film.mkv").write_bytes((folder / "film.avi").read_bytes())
+    run([folder / "film.avi", folder / "film.mkv"], tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.mp4")) == ["film.mp4", "film_2.mp4"]
+
+
+@pytest.mark.parametrize("name", ["photo.jfif", "photo"])
+def test_an_image_of_another_name_is_written_as_png(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "colour.jpg").rename(folder / name)
+    summary, _ = run([folder / name], tmp_path / "out")
+    assert summary.pictures == 1
+    assert cv2.imread(str(tmp_path / "out" / f"{name}.png")).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_originals_are_not_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    for inputs, output in (
+        ([folder], folder),
+        ([folder / "colour.jpg"], folder / "deep" / ".."),
+        ([folder / "film.avi", folder / "deep" / "alpha.png"], folder / "deep"),
+    ):
+        with pytest.raises(ValueError, match=r"--output: .* would be overwritten"):
+            run(inputs, output)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_what_was_found_is_kept_where_the_model_fails(folder: Path, tmp_path: Path) -> None:
+    left = [1, 1]
+
+    def failing(image: np.ndarray) -> dict[str, Any]:
+        left.pop()  # IndexError at the third picture
+        return predict(image)
+
+    media = find_media([str(folder)])
+    with pytest.raises(IndexError):
+        detect_media(failing, media, tmp_path / "out", classes=CLASSES)
+    assert len(COCO(str(tmp_path / "out" / "detections.json")).imgs) == 2
+
+
 def test_inputs_that_hold_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no image or video"):
         find_media([str(tmp_path)])

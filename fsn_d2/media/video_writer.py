@@ -1,4 +1,4 @@
-"""Where annotated pictures go: beside each other as files, or into a video."""
+"""Where the annotated frames of a video go."""
 
 from __future__ import annotations
 
@@ -37,14 +37,3 @@ class VideoWriter:
             if not self.writer.isOpened():
                 raise OSError(f"{self.path} cannot be written as MP4 by this build of OpenCV")
         self.writer.write(image)
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes a BGR picture.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"{path} cannot be written: is the disk full or the folder read-only?")
