@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from fsn_d2.engine import one_line_errors, setup
+from fsn_d2.evaluation import evaluation_folder
 from fsn_d2.report import build_facts, read_evaluated, render_page
 
 EXAMPLE = """example:
@@ -24,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--detections",
         metavar="FILE",
-        help="json of the evaluation (OUTPUT_DIR/inference/coco_instances_results.json)",
+        help="json of the evaluation (coco_instances_results.json in OUTPUT_DIR/inference)",
     )
     parser.add_argument("--dataset", help="name of the set (the first of DATASETS.TEST)")
     parser.add_argument("--images", type=int, default=12, help="of the best and of the worst (12)")
@@ -53,8 +54,9 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         cfg = setup(args)
-        written = os.path.join(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json")
-        evaluated = read_evaluated(choose(args.dataset, cfg), args.detections or written)
+        dataset = choose(args.dataset, cfg)
+        written = os.path.join(evaluation_folder(cfg, dataset), "coco_instances_results.json")
+        evaluated = read_evaluated(dataset, args.detections or written)
         facts = build_facts(evaluated, images=args.images, max_pixels=cfg.INPUT.MAX_PIXELS)
         path = Path(args.output)
         write(path, render_page(facts))

@@ -16,7 +16,7 @@ from harness.machine import facts
 
 from fsn_d2.data import register_datasets, register_digits
 from fsn_d2.engine import load_config
-from fsn_d2.evaluation import average_precisions
+from fsn_d2.evaluation import average_precisions, evaluation_folder
 
 from .grid import ROOT, Grid, Run
 
@@ -127,7 +127,8 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
 
 def _metrics(cfg: CfgNode, output: Path, lines: list[dict[str, Any]]) -> dict[str, float]:
     """By COCO's measures from the detections; else what the data set's evaluator said."""
-    detections = output / "inference" / "coco_instances_results.json"
+    folder = Path(evaluation_folder(cfg, cfg.DATASETS.TEST[0]))
+    detections = folder / "coco_instances_results.json"
     if not detections.is_file():
         return {
             key.removeprefix("bbox/"): value

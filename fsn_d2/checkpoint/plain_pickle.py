@@ -37,7 +37,11 @@ class _DType:
         self.value = value
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.value = self.value.newbyteorder(state[1])
+        _, order, *fields, flags = state
+        if flags or any(field not in (None, -1) for field in fields):
+            # Of no use here, but a file of proposals is loaded by numpy itself after this look.
+            raise _refusal(f"numpy.dtype with the state {state!r}")
+        self.value = self.value.newbyteorder(order)
 
 
 class _Array(np.ndarray):

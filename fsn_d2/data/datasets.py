@@ -71,7 +71,7 @@ def _register(cleaned: CleanedSet, folder: Path) -> None:
     name = source.spec.name
     json_file = source.spec.path
     if not source.verbatim or cleaned.coco != source.coco:
-        json_file = write_json(cleaned.coco, folder / f"{_safe_name(name)}.json")
+        json_file = write_json(cleaned.coco, folder / f"{safe_name(name)}.json")
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog:
             catalog.remove(name)
@@ -79,6 +79,7 @@ def _register(cleaned: CleanedSet, folder: Path) -> None:
     DatasetCatalog.get(name)  # fills in the class names
 
 
-def _safe_name(name: str) -> str:
+def safe_name(name: str) -> str:
+    """The name of a data set, or its specification, as that of a file; each has its own."""
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[-80:].strip('_.')}-{digest}"

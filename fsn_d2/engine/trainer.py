@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from ..checkpoint import Checkpointer
 from ..checkpoint.writing import disk_is_full, remove_leftovers
 from ..data import TolerantMapper
-from ..evaluation import build_evaluator
+from ..evaluation import build_evaluator, evaluation_folder
 from .interruption import StopSignal, obey_parent_alone
 from .memory import PeakMemory
 from .nonfinite import BatchSkipped, NonFiniteLoss
@@ -66,8 +66,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return build_evaluator(dataset_name, folder)
+        return build_evaluator(dataset_name, output_folder or evaluation_folder(cfg, dataset_name))
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks and this project's, in the order in which they run.
@@ -178,7 +177,7 @@ class Trainer(DefaultTrainer):
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """Evaluates with test-time augmentation (TEST.AUG); its results end in "_TTA"."""
         evaluators = [
-            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
+            cls.build_evaluator(cfg, name, evaluation_folder(cfg, name, "inference_TTA"))
             for name in cfg.DATASETS.TEST
         ]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import os
+
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
 
+from ..data.datasets import safe_name
 from .slices import average_precisions
+
+
+def evaluation_folder(cfg: CfgNode, dataset: str, kind: str = "inference") -> str:
+    """Where an evaluation writes its detections: a folder each, where there are several sets.
+
+    Args:
+        cfg: reads OUTPUT_DIR and DATASETS.TEST.
+        dataset: one of DATASETS.TEST.
+        kind: "inference", or "inference_TTA" with test-time augmentation.
+    """
+    folder = os.path.join(cfg.OUTPUT_DIR, kind)
+    return os.path.join(folder, safe_name(dataset)) if len(cfg.DATASETS.TEST) > 1 else folder
 
 
 def build_evaluator(dataset: str, output_dir: str) -> DatasetEvaluator:
@@ -29,4 +45,4 @@ def build_evaluator(dataset: str, output_dir: str) -> DatasetEvaluator:
     )
 
 
-__all__ = ["average_precisions", "build_evaluator"]
+__all__ = ["average_precisions", "build_evaluator", "evaluation_folder"]

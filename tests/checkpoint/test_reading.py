@@ -305,15 +305,25 @@ def with_state(array_state: tuple[Any, ...], dtype_state: tuple[Any, ...]) -> by
 GOOD_DTYPE = (3, "<", None, None, None, -1, -1, 0)
 
 
-def test_flags_that_a_file_gives_a_dtype_have_no_effect(tmp_path: Path) -> None:
-    """With 63 numpy itself takes the numbers for pointers to objects."""
+@pytest.mark.parametrize(
+    "dtype_state",
+    [
+        (3, "<", None, None, None, -1, -1, 63),  # numpy itself takes numbers for pointers then
+        (3, "<", None, None, None, -1, -1, 1),
+        (3, "<", (np.dtype, (2,)), None, None, -1, -1, 0),
+        (3, "<", None, ("a",), {"a": 0}, 8, 8, 0),
+    ],
+)
+def test_a_dtype_that_is_more_than_a_number_is_refused(tmp_path: Path, dtype_state: tuple) -> None:
     path = tmp_path / "weights.pkl"
     values = np.array([1.5, -2.0], "f4")
     state = (1, (2,), np.dtype, False, values.tobytes())
-    path.write_bytes(with_state(state, (3, "<", None, None, None, -1, -1, 63)))
-    weight = read_weights(path)["model"]["weight"]
-    assert weight.dtype == np.float32 and not weight.dtype.hasobject
-    assert weight.tolist() == [1.5, -2.0]
+    path.write_bytes(with_state(state, GOOD_DTYPE))
+    assert read_weights(path)["model"]["weight"].tolist() == [1.5, -2.0]
+    path.write_bytes(with_state(state, dtype_state))
+    for read in (read_weights, read_plain_pickle):
+        with pytest.raises(ValueError, match=r"asks for numpy\.dtype with the state"):
+            read(path)
 
 
 @pytest.mark.parametrize(

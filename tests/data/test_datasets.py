@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from fsn_d2.data import register_datasets
-from fsn_d2.data.datasets import _safe_name
+from fsn_d2.data.datasets import safe_name
 
 from .small_sets import coco_dict, perfect_ap, write_coco, write_split
 
@@ -73,8 +73,8 @@ def test_written_json_is_left_alone_by_a_failing_write(voc: Path, make_cfg, monk
     assert list(json_file.parent.iterdir()) == [json_file]
 
 
-def test_safe_names_tell_specs_apart() -> None:
-    names = [_safe_name(n) for n in ("voc://a/b:c", "voc://a_b:c", "voc://a/b_c")]
+def testsafe_names_tell_specs_apart() -> None:
+    names = [safe_name(n) for n in ("voc://a/b:c", "voc://a_b:c", "voc://a/b_c")]
     assert len(set(names)) == 3
     assert all(re.fullmatch(r"[\w.-]+", n) for n in names)
 

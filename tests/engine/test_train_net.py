@@ -17,7 +17,8 @@ from detectron2.engine import DefaultPredictor, HookBase, default_argument_parse
 from detectron2.utils.events import JSONWriter
 
 import train_net
-from fsn_d2.engine import Trainer, setup
+from fsn_d2.engine import Trainer, load_config, setup
+from fsn_d2.evaluation import evaluation_folder
 
 ROOT = Path(__file__).parents[2]
 FSN = str(ROOT / "configs" / "fsn_R50.yaml")
@@ -246,10 +247,18 @@ def test_training_ends_with_test_time_augmentation_where_asked(tiny_args: Args) 
     assert set(results) == {"bbox", "bbox_TTA"}
 
 
-def test_results_of_several_sets_go_by_set(tiny_args: Args, coco_spec: Callable) -> None:
-    sets = (coco_spec(3, name="one"), coco_spec(3, name="two"))
+def test_results_of_several_sets_go_by_set(
+    tiny_args: Args, coco_spec: Callable, tmp_path: Path
+) -> None:
+    sets = (coco_spec(3, images=3, name="one"), coco_spec(3, images=1, name="two"))
     args = tiny_args("fsn_R50.yaml", "--eval-only", small=True, DATASETS__TEST=sets, **DETECTS)
     assert set(train_net.main(args)) == set(sets)
+    cfg = load_config(args.config_file, args.opts)
+    found = [
+        json.loads((Path(evaluation_folder(cfg, name)) / "coco_instances_results.json").read_text())
+        for name in sets
+    ]
+    assert [{entry["image_id"] for entry in entries} for entries in found] == [{1, 2, 3}, {1}]
 
 
 def test_detectron2s_predictor_works_with_the_config(
