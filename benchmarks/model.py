@@ -1,6 +1,9 @@
 #!/usr/bin/env python
 """Measures what FSN saves from end to end: Faster R-CNN and FSN take turns in one process.
 
+Faster R-CNN is there twice: as Detectron2 has it, and with this project's pooling op, so that what
+the op saves can be told from what FSN saves.
+
 Inference, a training step, and the RoI stage alone, which is everything between the pyramid and the
 predictions, the banks' convolutions included and listed. Weights are random; the proposals are
 anchors and none is suppressed, so that both detectors work on as many as asked for. The tables go
@@ -11,7 +14,7 @@ to the screen, everything to a JSON file:
   parameters  of the RoI stage and of what follows the pooling, per model
   rows        name, rounds, memory (bytes at once beyond those before, per model), and
               seconds  model or part -> {median, q1, q3}
-              ratio    {median, q1, q3}: Faster R-CNN's time / FSN's
+              ratios   model -> {median, q1, q3}: its time / FSN's
   scaling     pooling and merge alone: proposals, grid and seconds {median, q1, q3}
 """
 
@@ -38,7 +41,15 @@ from torch import Tensor
 from fsn_d2.engine import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {"faster_rcnn": "faster_rcnn_R50.yaml", "fsn": "fsn_R50.yaml"}
+MODELS: dict[str, tuple[str, list[str]]] = {  # config and keys of its own
+    "faster_rcnn": ("faster_rcnn_R50.yaml", []),
+    "faster_rcnn_fast": (
+        "faster_rcnn_R50.yaml",
+        ["MODEL.ROI_HEADS.NAME", "FastPoolingROIHeads"],
+    ),
+    "fsn": ("fsn_R50.yaml", []),
+}
+OTHERS = [name for name in MODELS if name != "fsn"]
 MULTIPLES = (0.5, 1, 2, 4)  # of the proposals
 GRIDS = (1, 3, 5)
 MIB = 2**20
@@ -60,7 +71,7 @@ class Scene:
         images: per training step; inference takes one.
         proposals: per image in inference.
         rounds: of every comparison.
-        opts: config keys and values for both models.
+        opts: config keys and values for every model.
     """
 
     device: str
@@ -87,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that it runs")
     parser.add_argument("--out", type=Path, default=Path("output/benchmark_model.json"))
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="config keys and values for both models"
+        "opts", nargs=argparse.REMAINDER, help="config keys and values for every model"
     )
     return parser.parse_args()
 
@@ -113,9 +124,10 @@ def build(scene: Scene, name: str, *opts: str) -> GeneralizedRCNN:
     limits += ["NMS_THRESH", "1.0"]
     keys = [f"MODEL.RPN.{word}" if i % 2 == 0 else word for i, word in enumerate(limits)]
     fixed = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", scene.device]
-    config = str(ROOT / "configs" / CONFIGS[name])
+    config, own = MODELS[name]
+    path = str(ROOT / "configs" / config)
     torch.manual_seed(0)
-    model = build_model(load_config(config, [*fixed, *keys, *scene.opts, *opts]))
+    model = build_model(load_config(path, [*fixed, *keys, *own, *scene.opts, *opts]))
     torch.nn.init.zeros_(model.proposal_generator.rpn_head.anchor_deltas.weight)
     return model
 
@@ -188,18 +200,17 @@ def parameters_of(model: GeneralizedRCNN) -> dict[str, int]:
 
 
 def compare(scene: Scene, name: str, calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Times the calls in turns; the ratio is the first one's time over the second one's."""
+    """Times the calls in turns; those of `MODELS` are compared with FSN's."""
     for call in calls.values():
         call()
     contenders = {label: Contender(call, scene.threads) for label, call in calls.items()}
     times = take_turns(contenders, clock_of(scene.device), 0.0, (scene.rounds, scene.rounds))
-    first, second = list(times.values())[:2]
     peaks = {label: memory_of(call, scene.device).peak for label, call in calls.items()}
     return {
         "name": name,
         "rounds": scene.rounds,
         "seconds": {label: spread(values)._asdict() for label, values in times.items()},
-        "ratio": ratio(first, second)._asdict(),
+        "ratios": {name: ratio(times[name], times["fsn"])._asdict() for name in OTHERS},
         "memory": peaks,
     }
 
@@ -213,7 +224,7 @@ def compare_models(scene: Scene, models: dict[str, GeneralizedRCNN]) -> list[dic
     stages = {name: Stage(model, scene, scene.proposals) for name, model in models.items()}
     whole = {name: stage.whole for name, stage in stages.items()}
     parts = {"fsn: banks": stages["fsn"].banks, "fsn: pooling": stages["fsn"].pooling()}
-    parts["faster_rcnn: pooling"] = stages["faster_rcnn"].pooling()
+    parts |= {f"{name}: pooling": stages[name].pooling() for name in OTHERS}
     rows.append(compare(scene, "RoI stage", {**whole, **parts}))
     for model in models.values():
         model.train()
@@ -252,8 +263,8 @@ def show(values: dict[str, float]) -> str:
 def lines_of(row: dict[str, Any]) -> list[str]:
     lines = [f"{row['name']}   ({row['rounds']} rounds; median and quartiles)"]
     for label, seconds in row["seconds"].items():
-        lines.append(f"  {label:22} {show(seconds)} s   {row['memory'][label] / MIB:8.1f} MiB")
-    return [*lines, f"  faster_rcnn / fsn      {show(row['ratio'])}"]
+        lines.append(f"  {label:25} {show(seconds)} s   {row['memory'][label] / MIB:8.1f} MiB")
+    return lines + [f"  {f'{name} / fsn':25} {show(row['ratios'][name])}" for name in OTHERS]
 
 
 def scaling_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -272,7 +283,7 @@ def main() -> None:
     args = parse_args()
     try:
         scene = scene_of(args)
-        models = {name: build(scene, name) for name in CONFIGS}
+        models = {name: build(scene, name) for name in MODELS}
     except ValueError as error:
         sys.exit(f"error: {error}")
     torch.set_num_threads(scene.threads)

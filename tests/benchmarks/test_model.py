@@ -1,4 +1,4 @@
-"""The benchmark of whole models: it runs, and both models get the same work."""
+"""The benchmark of whole models: it runs, and all models get the same work."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ def test_the_command_prints_ratios_and_writes_json(
     report = json.loads(out.read_text())
     assert [row["name"] for row in report["rows"]] == ["inference", "RoI stage", "training step"]
     for row in report["rows"]:
-        slow, fast = row["seconds"]["faster_rcnn"], row["seconds"]["fsn"]
-        assert row["ratio"]["median"] == pytest.approx(slow["median"] / fast["median"])
+        assert set(row["ratios"]) == {"faster_rcnn", "faster_rcnn_fast"}
+        for name, of_fsn in row["ratios"].items():
+            slow, fast = row["seconds"][name], row["seconds"]["fsn"]
+            assert of_fsn["median"] == pytest.approx(slow["median"] / fast["median"])
         assert all(peak > 0 for peak in row["memory"].values())
     # 7 * 7 bins of 256 or 40 channels into 1024, once more into 1024, 80 classes.
     predictor = 1024 * (81 + 320) + 81 + 320
@@ -43,6 +45,7 @@ def test_the_command_prints_ratios_and_writes_json(
     behind = {name: counts["behind pooling"] for name, counts in report["parameters"].items()}
     assert behind == {
         "faster_rcnn": two_layers + predictor,
+        "faster_rcnn_fast": two_layers + predictor,
         "fsn": 40 * 49 * 1024 + 1024 + predictor,
     }
     assert {(row["proposals"], row["grid"]) for row in report["scaling"]} == {
@@ -50,7 +53,7 @@ def test_the_command_prints_ratios_and_writes_json(
         (20, 1),
         (20, 5),
     }
-    assert capsys.readouterr().out.count("faster_rcnn / fsn") == 3
+    assert capsys.readouterr().out.count("faster_rcnn_fast / fsn") == 3
 
 
 def test_every_model_gets_the_proposals_that_are_asked_for(script) -> None:

@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
+from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from ..attention_banks import AttentionBanks, SelectiveMaps
@@ -128,6 +129,7 @@ class FSNRes5ROIHeads(Res5ROIHeads):
         parts["banks"], parts["pooler"] = build_selective_pooling(cfg, input_shape)
         (name,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
         parts["widen"] = nn.Conv2d(cfg.MODEL.FSN.CHANNELS, input_shape[name].channels, 1)
+        weight_init.c2_xavier_fill(parts["widen"])  # res5 is used to features of this size
         return parts
 
     def forward(self, images, features, proposals, targets=None):
