@@ -94,7 +94,7 @@ def prepare_training(cfg: DictConfig, *, resume: bool = False) -> PreparedTraini
     model = defaults.create_ddp_model(model, **cfg.train.ddp)
     kind = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     trainer = kind(model, loader, optimizer)
-    checkpointer = Checkpointer(model, cfg.train.output_dir, optimizer=optimizer, trainer=trainer)
+    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
     results: OrderedDict[str, Any] = OrderedDict()
 
     def test() -> OrderedDict:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,4 +35,5 @@ def test_two_processes_train_on_the_cpu(coco_spec: Callable[..., str], tmp_path:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (output / "model_final.pth").is_file()
+    checkpoint = torch.load(output / "model_final.pth", weights_only=False)
+    assert checkpoint["iteration"] == 1 and checkpoint["trainer"]["optimizer"]["state"]
