@@ -25,11 +25,12 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The modules of the comparison, found as `python benchmarks/compare.py` finds them."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import compare
-    from comparison import grid, report, results, runner, statistics
+    from comparison import grid, plots, report, results, runner, statistics
 
     return SimpleNamespace(
         compare=compare,
         grid=grid,
+        plots=plots,
         report=report,
         results=results,
         runner=runner,
@@ -218,6 +219,15 @@ def test_the_tables_hold_means_and_paired_differences(
     assert "| fsn - plain | +2.0 [+1.0, +3.0] |" in text
     assert "| 0.01 (lowest tried) |" in text
     assert "1111111" in text and "Runs: 4" in text
+
+
+def test_the_channels_that_a_head_gets(modules: SimpleNamespace) -> None:
+    grid = modules.compare.grid_of("main")
+    found = {
+        name: modules.plots.channels_after_pooling(grid.seed_runs("bccd", name, None)[0])
+        for name in ("faster_rcnn", "faster_rcnn_256", "plain_512", "fsn", "rfcn", "fsaf")
+    }
+    assert list(found.values()) == [96, 256, 512, 40, None, None]
 
 
 def test_a_half_done_grid_has_a_table_of_what_is_done(
