@@ -22,7 +22,8 @@ TORCH_TARGET_VERSION = "0x020b000000000000"
 
 COMPILE_ARGUMENTS = ["-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
 CXX_ARGUMENTS = ["-g0", "-fvisibility=hidden"]
-ALL_CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+CUDA_ARCHITECTURES_BEFORE_12_8 = "7.5;8.0;8.6;8.9;9.0+PTX"  # newer GPUs translate the PTX
 
 
 def is_set(variable: str) -> bool:
@@ -53,6 +54,12 @@ def nvcc_release() -> str | None:
     return found.group(1) if found else None
 
 
+def all_cuda_architectures() -> str:
+    """Those that this nvcc knows, in the form of TORCH_CUDA_ARCH_LIST."""
+    release = tuple(map(int, (nvcc_release() or "0.0").split(".")))
+    return CUDA_ARCHITECTURES if release >= (12, 8) else CUDA_ARCHITECTURES_BEFORE_12_8
+
+
 def wants_cuda() -> bool:
     import torch
 
@@ -76,7 +83,7 @@ def cuda_library() -> Extension:
     from torch.utils.cpp_extension import CppExtension, include_paths, library_paths
 
     if is_set("FORCE_CUDA"):
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ALL_CUDA_ARCHITECTURES)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", all_cuda_architectures())
     # Without -fmad a RoI's samples fall where they fall on the CPU; sums call fma themselves.
     nvcc_arguments = ["-DUSE_CUDA", "-fmad=false", "-Xcompiler", ",".join(CXX_ARGUMENTS)]
     return CppExtension(

@@ -21,8 +21,8 @@ def add_fsn_config(cfg: CfgNode) -> None:
         cfg: from `get_cfg()`; is changed in place.
     """
     fsn = cfg.MODEL.FSN = CfgNode()
-    # Channels after RoI pooling, and of every map of both banks. 40 in the one public code (seed
-    # document); the paper's own number is not known to us.
+    # Channels after RoI pooling, and of every map of both banks. 40 as in the one earlier public
+    # code; the paper's own number is not known to us.
     fsn.CHANNELS = 40
     # What a sub-region is. "roi": the place of the bin inside its RoI (the paper, figure 1).
     # "image": the place of the RoI's centre in the image (the public code). "none": no such bank.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,21 @@ def test_with_a_gpu_a_toolkit_that_fits_is_used(
     monkeypatch.setattr(cpp_extension, "library_paths", lambda device="cpu": [])
     monkeypatch.setattr(cpp_extension, "include_paths", lambda device="cpu": [])
     assert libraries() == ["fsn_d2._C", *(["fsn_d2._C_cuda"] if built else [])]
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "last"), [("13.0", "12.0+PTX"), ("12.8", "12.0+PTX"), ("12.6", "9.0+PTX")]
+)
+def test_a_release_is_built_for_what_its_toolkit_knows(
+    libraries, monkeypatch, tmp_path: Path, toolkit: str, last: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", toolkit)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", put_nvcc(tmp_path, toolkit))
+    monkeypatch.setattr(cpp_extension, "library_paths", lambda device="cpu": [])
+    monkeypatch.setattr(cpp_extension, "include_paths", lambda device="cpu": [])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert "fsn_d2._C_cuda" in libraries(FORCE_CUDA="1")
+    assert os.environ["TORCH_CUDA_ARCH_LIST"].split(";")[-1] == last
 
 
 def test_forced_without_what_it_needs_ends_in_one_line(libraries, monkeypatch) -> None:

@@ -15,8 +15,8 @@ ACCURACY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-wide", "AP-square", "
 INTRO = """\
 Mean and standard deviation over the seeds; intervals are of the seeds, the test images stay the
 same. Stage: the RoI heads, or a dense detector's head; the RPN is in neither. Its arithmetic is for
-one image{proposals}, pooling not counted. Times are medians of turns taken in one process, that of
-an image without the suppression of final detections: nothing passes the score threshold."""
+one image{proposals}, pooling not counted. Times are medians of turns taken in one process. Seconds
+per image leave out the suppression of final detections, for no score passes the threshold."""
 
 
 def markdown(results: Results) -> str:

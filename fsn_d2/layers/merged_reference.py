@@ -4,6 +4,7 @@ other by the reference for one, then the merge.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -108,30 +109,18 @@ def check_request(
         )
 
 
-def _origins(
-    request: Request, sizes: Sequence[Sequence[int]]
-) -> list[list[tuple[int, int]] | None]:
-    """Per source, where its maps start; None: all at (0, 0)."""
-    if not request.origins:
-        return [None] * len(request.bank_indices)
-    pairs = list(zip(request.origins[::2], request.origins[1::2], strict=True))
-    origins: list[list[tuple[int, int]] | None] = []
-    for size in sizes[:: len(request.spatial_scales)]:
-        origins.append(pairs[: size[1]])
-        pairs = pairs[size[1] :]
-    return origins
+def _origins(request: Request, sizes: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
+    """Per source, where its maps start."""
+    maps = [size[1] for size in sizes[:: len(request.spatial_scales)]]
+    given = zip(request.origins[::2], request.origins[1::2], strict=True)
+    pairs = given if request.origins else itertools.repeat((0, 0))
+    return [list(itertools.islice(pairs, count)) for count in maps]
 
 
 def _extent(
-    request: Request, bank: Tensor, origins: list[tuple[int, int]] | None, size: Sequence[int]
+    request: Request, bank: Tensor, origins: list[tuple[int, int]], size: Sequence[int]
 ) -> Tensor:
     """The sampled extent of every map: Tensor[N, B, C, *size[3:]]."""
-    if origins is None:
-        request.check(
-            tuple(bank.shape[3:]) == tuple(size[3:]),
-            f"input must be {list(size[3:])} cells like the first source, got {list(bank.shape)}",
-        )
-        return bank
     height, width = size[3:]
     for row, column in origins:
         request.check(
@@ -142,7 +131,7 @@ def _extent(
             f"input of {list(bank.shape[3:])} cells is too small for {height} x {width} cells from "
             f"the origin {(row, column)}",
         )
-    if not origins:
+    if not any(map(any, origins)):
         return bank[..., :height, :width]
     return torch.stack(
         [bank[:, b, :, y : y + height, x : x + width] for b, (y, x) in enumerate(origins)], dim=1
@@ -268,15 +257,14 @@ def merged_roi_align_backward_reference(
             request.spatial_scales[level],
             request.sampling_ratio,
         )
-        starts = origins[source]
-        if starts is not None:
-            grad = _embed(grad, starts, size)
-        grads.append(grad.to(grad_output.dtype))
+        grads.append(_embed(grad, origins[source], size).to(grad_output.dtype))
     return grads
 
 
 def _embed(grad: Tensor, origins: list[tuple[int, int]], size: Sequence[int]) -> Tensor:
     """The transpose of `_extent`."""
+    if grad.shape[3:] == torch.Size(size[3:]):
+        return grad
     images, maps, channels, height, width = size
     whole = grad.new_zeros(images, height, width, maps, channels).permute(0, 3, 4, 1, 2)
     for b, (y, x) in enumerate(origins):

@@ -18,7 +18,7 @@ from fsn_d2.data.survey_text import survey_text
 from .small_sets import coco_dict, write_coco, write_image, write_voc, write_xml
 
 BCCD = Path(
-    os.environ.get("FSN_BCCD", Path(__file__).parents[3] / "shared" / "data" / "bccd" / "BCCD")
+    os.environ.get("FSN_BCCD", Path(__file__).parents[3] / "shared" / "data" / "bccd"), "BCCD"
 )
 
 

@@ -23,7 +23,7 @@ from .small_sets import (
 )
 
 BCCD = Path(
-    os.environ.get("FSN_BCCD", Path(__file__).parents[3] / "shared" / "data" / "bccd" / "BCCD")
+    os.environ.get("FSN_BCCD", Path(__file__).parents[3] / "shared" / "data" / "bccd"), "BCCD"
 )
 
 

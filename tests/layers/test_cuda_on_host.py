@@ -127,6 +127,28 @@ def test_what_is_out_of_range_gives_nan_and_no_gradient(
     comparison.check(grads, wanted)
 
 
+@pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
+@pytest.mark.parametrize("merge", MERGES[1:])
+def test_a_merged_bin_that_lacks_a_map_gives_nan_and_no_gradient(
+    library: ctypes.CDLL, merge: str, deterministic: bool, comparison: Any
+) -> None:
+    pooling = comparison.draw(merge, count=24)
+    of_feature, by_bin, by_roi = pooling.bank_indices
+    of_feature, by_roi = of_feature.repeat(24, 1, 1), by_roi.clone()
+    of_feature[5], by_roi[6], by_roi[7] = 1, 3, -1
+    bad = pooling._replace(bank_indices=[of_feature, by_bin, by_roi])
+    grad_output = torch.randn(24, 8, 3, 4, generator=torch.Generator().manual_seed(0))
+    pooled, *grads = comparison.run(
+        torch.ops.fsn_d2_on_host, bad, False, deterministic, grad_output
+    )
+    wrong = torch.zeros(24, dtype=torch.bool)
+    wrong[5:8] = True
+    assert torch.equal(pooled.isnan().flatten(1).all(1), wrong)
+    grad_output[wrong], of_feature[wrong], by_roi[wrong] = 0, 0, 0
+    expected, *wanted = comparison.run(CPU, bad, False, deterministic, grad_output)
+    comparison.check([pooled[~wrong], *grads], [expected[~wrong], *wanted])
+
+
 def test_a_huge_roi_costs_no_more_than_the_map(library: ctypes.CDLL, comparison: Any) -> None:
     """Else one of these would take minutes: 1e7 cells, 1024 samples per side of a bin."""
     pooling = comparison.draw("sum", dtype=torch.float64, num_levels=1, shifted=False, count=1)

@@ -545,6 +545,23 @@ def refused_arguments() -> list:
 
 
 @both_implementations
+def test_a_larger_source_without_origins_is_read_from_its_first_cell(pool: Callable) -> None:
+    feature, larger = torch.randn(2, 1, 4, 8, 11), torch.randn(2, 3, 4, 10, 12)
+    results = []
+    for bank in (larger, larger[..., :8, :11].clone()):
+        bank.requires_grad_()
+        index = torch.arange(9).reshape(3, 3) % 3
+        sources = [Source([feature], torch.tensor(0)), Source([bank], index)]
+        rois = torch.tensor([[0.0, 2, 3, 50, 40], [1, 30, 10, 80, 60]])
+        pooled = pool(sources, rois, None, (3, 3), [1 / 8], 2, "multiply")
+        pooled.square().sum().backward()
+        results.append((pooled.detach(), bank.grad))
+    assert_near(results[0][0], results[1][0])
+    assert_near(results[0][1][..., :8, :11], results[1][1])
+    assert results[0][1][..., 8:, :].count_nonzero() == 0
+
+
+@both_implementations
 @pytest.mark.parametrize("change, message", refused_arguments())
 def test_a_bad_argument_is_refused_by_name(pool: Callable, change: dict, message: str) -> None:
     zero = torch.zeros(1, dtype=torch.long)

@@ -86,8 +86,7 @@ struct ScatterGradients {
   }
 };
 
-// A block owns an area of cells and walks over the RoIs in order. Nobody else writes there and
-// every cell adds its terms in one order, so the result is the same in every run, at no memory.
+// A block owns an area of cells (areas.h).
 template <typename scalar_t>
 struct GatherGradients {
   Problem<scalar_t> problem;

@@ -1,5 +1,6 @@
 // Where a RoI samples a feature map, as device code: the arithmetic of cpu/roi_geometry.h without
-// containers. Compiled without contraction of products and sums (setup.py), it rounds as there.
+// containers. Compiled without contraction of products and sums (setup.py), it rounds as there on a
+// CPU whose compiler does not contract them either, as on x86-64.
 
 #pragma once
 

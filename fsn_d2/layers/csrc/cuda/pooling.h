@@ -314,15 +314,17 @@ struct PrepareGradients {
       const auto grad = static_cast<scalar_t>(
           grad_output
               [(first_channel + channel) * problem.bins() + tile.bin(bin, problem.bin_columns)]);
+      const bool lacks_map = problem.lacks_map(
+          tile.roi, tile.first_row + bin / tile.columns, tile.first_column + bin % tile.columns);
       scalar_t& first = pooled.at(0, bin, channel);
       if (!problem.multiplies) {
-        first = grad;
+        first = lacks_map ? scalar_t(0) : grad;
         continue;
       }
       scalar_t& second = pooled.at(1, bin, channel);
       const scalar_t roi = first;
       const scalar_t attention = second;
-      const bool off = problem.relu && !(attention > scalar_t(0));
+      const bool off = lacks_map || (problem.relu && !(attention > scalar_t(0)));
       first = off ? scalar_t(0) : grad * attention;
       second = off ? scalar_t(0) : grad * roi;
     }

@@ -98,6 +98,17 @@ struct Problem {
     return {slot, multiplies && slot == 0 ? 1 : sources};
   }
 
+  // Whether a bin of a merged result reads from a source in which its index names no map. It pools
+  // to NaN then; a product would carry that into the gradients of the other sources.
+  FSN_D2_DEVICE bool lacks_map(int64_t roi, int32_t bin_row, int32_t bin_column) const {
+    for (int32_t source = 0; !stacks && source < sources; ++source) {
+      if (map_indices[source].at(roi, bin_row, bin_column) < 0) {
+        return true;
+      }
+    }
+    return false;
+  }
+
   FSN_D2_DEVICE RoiPlace locate(int64_t number) const {
     const scalar_t* roi = roi_table + number * 5;
     const int64_t level = roi_levels ? roi_levels[number] : 0;
