@@ -40,11 +40,11 @@ def mean_of(values: Sequence[float]) -> Mean:
 def paired_interval(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     """The bootstrap's expanded percentile interval of the mean difference, pairs resampled.
 
-    Means of resamples of few values vary too little: their 95 % hold the true mean in 84 % of cases
-    with five values of a normal distribution. So the percentiles are those that would give
+    Means of resamples of few values vary too little. So the percentiles are those that would give
     Student's interval if the means were normal (Hesterberg, What Teachers Should Know About the
-    Bootstrap, 2015, section 3.3): 92 % with five values, and with three 76 %, as no resample's mean
-    is outside the values. Few pairs are resampled in all possible ways, more at random (seed 0).
+    Bootstrap, 2015). Of normal values, five hold the true mean in 92 % of cases, and three in 76 %,
+    for no resample's mean is outside the values; tests/benchmarks/test_compare.py counts. Few pairs
+    are resampled in all possible ways, more at random (seed 0).
 
     Args:
         ours, theirs: of the same seeds in the same order, at least one; one alone has no bounds.
