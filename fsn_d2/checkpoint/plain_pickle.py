@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from detectron2.structures import BoxMode
 
 __all__ = ["STAND_INS", "named_globals", "read_pickle"]
 
@@ -88,6 +89,10 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
+def _box_mode(value: int) -> int:
+    return int(BoxMode(int(value)))
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "multiarray._reconstruct": _reconstruct,
     "multiarray.scalar": _scalar,
@@ -101,16 +106,17 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     **{f"numpy.core.{name}": function for name, function in _FUNCTIONS.items()},
     **{f"numpy._core.{name}": function for name, function in _FUNCTIONS.items()},
 }
-CONTAINERS: dict[str, Callable[..., Any]] = {
+OTHERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
     **dict.fromkeys(("builtins.set", "__builtin__.set"), set),  # __builtin__: Python 2's
     **dict.fromkeys(("builtins.frozenset", "__builtin__.frozenset"), frozenset),
     "_codecs.encode": _encode,  # how protocol 2 writes bytes
+    "detectron2.structures.boxes.BoxMode": _box_mode,  # of proposals
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    admitted: Mapping[str, Callable[..., Any]] = STAND_INS | CONTAINERS
+    admitted: Mapping[str, Callable[..., Any]] = STAND_INS | OTHERS
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -122,6 +128,7 @@ class _Unpickler(pickle.Unpickler):
 def read_pickle(path: str | Path) -> Any:
     """Reads a pickle of numbers, text, arrays of numbers and plain containers.
 
+    A `BoxMode` of Detectron2 is read as its number.
     Text that Python 2 wrote is taken for latin1, as Detectron2 does for its model zoo.
 
     Args:

@@ -34,12 +34,13 @@ def proposals_cfg(folder: Path, *, load: bool, **files: Any) -> CfgNode:
     return cfg
 
 
-def test_only_files_that_will_be_loaded_are_looked_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bbox_mode", [BoxMode.XYXY_ABS, BoxMode.XYXY_ABS.value])
+def test_only_files_that_will_be_loaded_are_looked_at(tmp_path: Path, bbox_mode: int) -> None:
     good = {
         "ids": [1, "two"],
         "boxes": [np.zeros((3, 4), "f4")] * 2,
         "objectness_logits": [np.zeros(3, "f4")] * 2,
-        "bbox_mode": BoxMode.XYXY_ABS.value,  # as Detectron2 writes it
+        "bbox_mode": bbox_mode,
     }
     bad = {**good, "ids": Payload(tmp_path / "mark")}
     cfg = proposals_cfg(tmp_path, load=True, TRAIN=bad, TEST=good)
@@ -50,6 +51,16 @@ def test_only_files_that_will_be_loaded_are_looked_at(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"TEST\.pkl"):
         check_proposal_files(proposals_cfg(tmp_path, load=True, TEST=bad), eval_only=True)
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_number_that_is_no_box_mode_is_refused(tmp_path: Path) -> None:
+    class Unknown(Payload):
+        def __reduce__(self) -> Any:
+            return BoxMode, (99,)
+
+    bad = {"bbox_mode": Unknown(tmp_path)}
+    with pytest.raises(ValueError, match="99 is not a valid BoxMode"):
+        check_proposal_files(proposals_cfg(tmp_path, load=True, TRAIN=bad))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
