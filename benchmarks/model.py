@@ -5,9 +5,9 @@ Faster R-CNN is there twice: as Detectron2 has it, and with this project's pooli
 the op saves can be told from what FSN saves.
 
 Inference, a training step, and the RoI stage alone, which is everything between the pyramid and the
-predictions, the banks' convolutions included and listed. Weights are random; the proposals are
-anchors and none is suppressed, so that both detectors work on as many as asked for. The tables go
-to the screen, everything to a JSON file:
+predictions, the banks' convolutions included and listed. Weights are random, so what the region
+proposal network finds is replaced, when it has done its work, by the same boxes everywhere. The
+tables go to the screen, everything to a JSON file:
 
   facts       machine, versions, commit, command line
   settings    of the scene
@@ -35,8 +35,9 @@ from detectron2.structures import Boxes, ImageList, Instances
 from harness.detectors import draw_batch, inference, still_optimizer, training_step
 from harness.machine import facts
 from harness.memory import memory_of
+from harness.proposals import draw_proposals
 from harness.timing import Contender, clock_of, ratio, spread, take_turns
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsn_d2.engine import load_config
 
@@ -119,17 +120,29 @@ def scene_of(args: argparse.Namespace) -> Scene:
 
 
 def build(scene: Scene, name: str, *opts: str) -> GeneralizedRCNN:
-    count = str(scene.proposals)
-    limits = ["PRE_NMS_TOPK_TEST", str(4 * scene.proposals), "POST_NMS_TOPK_TEST", count]
-    limits += ["NMS_THRESH", "1.0"]
-    keys = [f"MODEL.RPN.{word}" if i % 2 == 0 else word for i, word in enumerate(limits)]
+    """One of `MODELS` whose heads are given `scene.proposals` boxes per image, in training too."""
     fixed = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", scene.device]
     config, own = MODELS[name]
     path = str(ROOT / "configs" / config)
     torch.manual_seed(0)
-    model = build_model(load_config(path, [*fixed, *keys, *own, *scene.opts, *opts]))
-    torch.nn.init.zeros_(model.proposal_generator.rpn_head.anchor_deltas.weight)
+    model = build_model(load_config(path, [*fixed, *own, *scene.opts, *opts]))
+    given = propose(scene, scene.proposals)
+
+    def replace(_network: nn.Module, _inputs: Any, output: tuple[list, dict]) -> tuple[list, dict]:
+        proposals, losses = output
+        return [given] * len(proposals), losses
+
+    model.proposal_generator.register_forward_hook(replace)
     return model
+
+
+def propose(scene: Scene, count: int) -> Instances:
+    """Proposals for one image."""
+    proposal = Instances((scene.height, scene.width))
+    boxes = draw_proposals(count, scene.height, scene.width)
+    proposal.proposal_boxes = Boxes(boxes.to(scene.device))
+    proposal.objectness_logits = torch.zeros(count, device=scene.device)
+    return proposal
 
 
 # ---------------------------------------------------------------------------- the RoI stage
@@ -146,7 +159,7 @@ class Stage:
         self.images = ImageList.from_tensors([image[0]], model.backbone.size_divisibility)
         with torch.no_grad():
             self.features = model.backbone(self.images.tensor)
-        self.proposals = [propose(size, proposals, scene.device)]
+        self.proposals = [propose(scene, proposals)]
 
     def whole(self) -> Any:
         """From the pyramid to detections."""
@@ -170,20 +183,6 @@ class Stage:
                 return self.heads.box_pooler(levels, boxes)
 
         return pool
-
-
-def propose(size: tuple[int, int], count: int, device: str) -> Instances:
-    """Boxes of log-uniform sides, a few pixels to the whole image, as a region proposal network
-    gives them.
-    """
-    rng = torch.Generator().manual_seed(0)
-    extent = torch.tensor([size[1], size[0]])
-    sides = 8 * (extent / 8) ** torch.rand(count, 2, generator=rng)
-    corner = torch.rand(count, 2, generator=rng) * (extent - sides)
-    proposal = Instances(size)
-    proposal.proposal_boxes = Boxes(torch.cat([corner, corner + sides], dim=1).to(device))
-    proposal.objectness_logits = torch.zeros(count, device=device)
-    return proposal
 
 
 def parameters_of(model: GeneralizedRCNN) -> dict[str, int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
+from harness.proposals import draw_proposals
 from torch import Tensor
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width, as Detectron2's anchors
@@ -47,27 +47,11 @@ class Setting:
         return (self.bins, self.bins)
 
 
-def _log_uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    exponent = torch.rand(count, generator=generator)
-    return low * (high / low) ** exponent
-
-
 def proposals(setting: Setting, seed: int = 0) -> Tensor:
-    """RoIs of one image: sides (the root of the area) log-uniform in 32 to 512 pixels, heights
-    0.3 to 3 times the widths, centres anywhere in the image, clipped to it.
-
-    Returns:
-        Tensor[K, 5] of (batch index, x1, y1, x2, y2), pixels.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    side = _log_uniform(setting.rois, 32, 512, generator)
-    stretch = _log_uniform(setting.rois, math.sqrt(0.3), math.sqrt(3), generator)
-    half = torch.stack([side / stretch, side * stretch], dim=1) / 2
-    limit = torch.tensor([setting.width, setting.height]) * float(setting.stride)
-    centre = torch.rand(setting.rois, 2, generator=generator) * limit
-    first, last = (centre - half).clamp(min=0), torch.minimum(centre + half, limit)
-    rois = torch.cat([torch.zeros(setting.rois, 1), first, last], dim=1)
-    return rois.to(setting.device)
+    """RoIs of one image, Tensor[K, 5] of (batch index, x1, y1, x2, y2), pixels."""
+    size = (setting.height * setting.stride, setting.width * setting.stride)
+    boxes = draw_proposals(setting.rois, *size, seed)
+    return torch.cat([torch.zeros(setting.rois, 1), boxes], dim=1).to(setting.device)
 
 
 def conv_output(setting: Setting, maps: int, seed: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "model.py"
 
@@ -56,21 +57,26 @@ def test_the_command_prints_ratios_and_writes_json(
     assert capsys.readouterr().out.count("faster_rcnn_fast / fsn") == 3
 
 
-def test_every_model_gets_the_proposals_that_are_asked_for(script) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_the_heads_get_the_given_boxes_and_the_network_still_works(script, training: bool) -> None:
     parts = script("--quick", name="benchmark")
     scene = parts["scene_of"](parts["parse_args"]())
-    model = parts["build"](scene, "fsn").eval()
-    (sample,) = parts["draw_batch"](1, scene.height, scene.width, 5)
-    images = model.preprocess_image([sample])
-    with torch.no_grad():
-        proposals, _ = model.proposal_generator(images, model.backbone(images.tensor))
-    assert len(proposals[0]) == scene.proposals == 20
+    model = parts["build"](scene, "fsn").train(training)
+    batch = parts["draw_batch"](2, scene.height, scene.width, 5)
+    images = model.preprocess_image(batch)
+    features = model.backbone(images.tensor)
+    objects = [sample["instances"] for sample in batch]
+    with EventStorage():
+        proposals, losses = model.proposal_generator(images, features, objects)
+    given = parts["propose"](scene, 20).proposal_boxes.tensor
+    assert [p.proposal_boxes.tensor.equal(given) for p in proposals] == [True, True]
+    assert set(losses) == ({"loss_rpn_cls", "loss_rpn_loc"} if training else set())
 
 
 def test_given_proposals_lie_in_the_image(script) -> None:
-    boxes = script(name="benchmark")["propose"]((100, 300), 500, "cpu").proposal_boxes
-    assert len(boxes) == 500 and boxes.nonempty(7.9).all()
-    x1, y1, x2, y2 = boxes.tensor.unbind(1)
+    boxes = script(name="benchmark")["draw_proposals"](500, 100, 300)
+    x1, y1, x2, y2 = boxes.unbind(1)
+    assert len(boxes) == 500 and (x1 < x2).all() and (y1 < y2).all()
     assert min(x1.min(), y1.min()) >= 0 and x2.max() <= 300 and y2.max() <= 100
 
 
