@@ -2,7 +2,8 @@
 """Measures what FSN saves from end to end: Faster R-CNN and FSN take turns in one process.
 
 Faster R-CNN is there twice: as Detectron2 has it, and with this project's pooling op, so that what
-the op saves can be told from what FSN saves.
+the op saves can be told from what FSN saves. So is FSN: with banks computed from the reduced
+feature, the default, and from the pyramid's.
 
 Inference, a training step, and the RoI stage alone, which is everything between the pyramid and the
 predictions, the banks' convolutions included and listed. Weights are random, so what the region
@@ -15,7 +16,7 @@ tables go to the screen, everything to a JSON file:
   rows        name, rounds, memory (bytes at once beyond those before, per model), and
               seconds  model or part -> {median, q1, q3}
               ratios   model -> {median, q1, q3}: its time / FSN's
-  scaling     pooling and merge alone: proposals, grid and seconds {median, q1, q3}
+  scaling     pooling and merge alone: model, proposals, grid and seconds {median, q1, q3}
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ MODELS: dict[str, tuple[str, list[str]]] = {  # config and keys of its own
         ["MODEL.ROI_HEADS.NAME", "FastPoolingROIHeads"],
     ),
     "fsn": ("fsn_R50.yaml", []),
+    "fsn_feature": ("fsn_R50.yaml", ["MODEL.FSN.BANK_INPUT", "feature"]),
 }
+FSN = [name for name in MODELS if name.startswith("fsn")]
 OTHERS = [name for name in MODELS if name != "fsn"]
 MULTIPLES = (0.5, 1, 2, 4)  # of the proposals
 GRIDS = (1, 3, 5)
@@ -57,7 +60,7 @@ MIB = 2**20
 EXAMPLE = """examples:
   python benchmarks/model.py
   python benchmarks/model.py --height 800 --width 1333
-  python benchmarks/model.py --device cuda --images 2 MODEL.FSN.BANK_INPUT reduced
+  python benchmarks/model.py --device cuda --images 2 MODEL.FSN.CHANNELS 64
   python benchmarks/model.py --quick"""
 
 
@@ -222,8 +225,8 @@ def compare_models(scene: Scene, models: dict[str, GeneralizedRCNN]) -> list[dic
     rows = [compare(scene, "inference", detect)]
     stages = {name: Stage(model, scene, scene.proposals) for name, model in models.items()}
     whole = {name: stage.whole for name, stage in stages.items()}
-    parts = {"fsn: banks": stages["fsn"].banks, "fsn: pooling": stages["fsn"].pooling()}
-    parts |= {f"{name}: pooling": stages[name].pooling() for name in OTHERS}
+    parts = {f"{name}: pooling": stages[name].pooling() for name in MODELS}
+    parts |= {f"{name}: banks": stages[name].banks for name in FSN}
     rows.append(compare(scene, "RoI stage", {**whole, **parts}))
     for model in models.values():
         model.train()
@@ -235,20 +238,26 @@ def compare_models(scene: Scene, models: dict[str, GeneralizedRCNN]) -> list[dic
 
 def scaling(scene: Scene) -> list[dict[str, Any]]:
     """Pooling and merge by the number of proposals, and by the number of sub-regions."""
-    calls: dict[tuple[int, int], Callable[[], Any]] = {}
-    for grid in GRIDS:
-        model = build(scene, "fsn", "MODEL.FSN.GRID", str(grid)).eval()
-        multiples = MULTIPLES if grid == 3 else (1,)
-        counts = [int(multiple * scene.proposals) for multiple in multiples]
-        calls |= {(count, grid): Stage(model, scene, count).pooling() for count in counts}
+    calls: dict[tuple[str, int, int], Callable[[], Any]] = {}
+    for name in FSN:
+        for grid in GRIDS:
+            model = build(scene, name, "MODEL.FSN.GRID", str(grid)).eval()
+            for multiple in MULTIPLES if grid == 3 else (1,):
+                count = int(multiple * scene.proposals)
+                calls[name, count, grid] = Stage(model, scene, count).pooling()
     for call in calls.values():
         call()
     contenders = {str(key): Contender(call, scene.threads) for key, call in calls.items()}
     rounds = 3 * scene.rounds
     times = take_turns(contenders, clock_of(scene.device), 0.0, (rounds, rounds))
     return [
-        {"proposals": count, "grid": grid, "seconds": spread(times[str((count, grid))])._asdict()}
-        for count, grid in calls
+        {
+            "model": name,
+            "proposals": count,
+            "grid": grid,
+            "seconds": spread(times[str((name, count, grid))])._asdict(),
+        }
+        for name, count, grid in calls
     ]
 
 
@@ -272,7 +281,8 @@ def scaling_lines(rows: list[dict[str, Any]]) -> list[str]:
         count, grid, seconds = row["proposals"], row["grid"], row["seconds"]["median"]
         each = seconds / count * 1e6
         lines.append(
-            f"  {grid} x {grid} sub-regions, {count:5} proposals: {seconds * 1e3:.2f} ms, "
+            f"  {row['model']:11} {grid} x {grid} sub-regions, {count:5} proposals: "
+            f"{seconds * 1e3:.2f} ms, "
             f"{each:.2f} us each"
         )
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,12 +67,12 @@ def cost_path(results: Results, data: str) -> Path:
 
 
 def scores(results: Results, data: str, method: str, metric: str) -> dict[int, float]:
-    """Seed -> value, of the runs that are done."""
-    return {
-        result["run"]["seed"]: result["metrics"][metric]
+    """Seed -> value, of the runs that are done; a test set without such objects has none."""
+    values = {
+        result["run"]["seed"]: result["metrics"].get(metric, math.nan)
         for result in done(results, data, method)
-        if metric in result["metrics"]
     }
+    return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
 
 def _accuracy_table(results: Results, data: str) -> str:

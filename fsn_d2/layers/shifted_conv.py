@@ -66,16 +66,16 @@ class ShiftedConv2d(nn.Module):
             raise ValueError("offsets must hold at least one (rows, columns) pair, got none")
         self.offsets = offsets
         self.out_channels = out_channels
-        reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
+        self.reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
         # Where each map's part of `unshifted` starts.
-        self.origins = [(reach + dy, reach + dx) for dy, dx in offsets]
+        self.origins = [(self.reach + dy, self.reach + dx) for dy, dx in offsets]
         # All kernels are applied at every place in one convolution, on a map padded far enough for
         # the largest offset; moving the input is then choosing which part of the result to keep.
         self.conv = nn.Conv2d(
             in_channels,
             len(offsets) * out_channels,
             kernel_size,
-            padding=kernel_size // 2 + reach,
+            padding=kernel_size // 2 + self.reach,
         )
 
     def unshifted(self, x: Tensor) -> Tensor:

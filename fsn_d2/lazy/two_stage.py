@@ -122,7 +122,7 @@ def _fsn_heads(cfg: CfgNode) -> Any:
         kernel_size=fsn.BANK_KERNEL,
         input=fsn.BANK_INPUT,
         start=L(_start_of)(**{key: f"{_POOLER}.merge.{key}}}" for key in merge}),
-        moves_maps=L(_moves_maps)(
+        readies_maps=L(_readies_maps)(
             pooling=f"{_POOLER}.pooling}}", pooler_type=f"{_POOLER}.pooler_type}}"
         ),
     )
@@ -138,7 +138,7 @@ def _start_of(**merge: Any) -> float | None:
     return build_merge(merge.pop("name"), **merge).start
 
 
-def _moves_maps(pooling: str, pooler_type: str) -> bool:
+def _readies_maps(pooling: str, pooler_type: str) -> bool:
     return not pools_in_one_pass(pooling, pooler_type)
 
 

@@ -1,7 +1,7 @@
 """Models; importing this registers them with Detectron2."""
 
 from . import backbone, meta_arch, roi_heads  # noqa: F401
-from .attention_banks import AttentionBanks, SelectiveMaps
+from .attention_banks import AttentionBanks, DeferredMaps, SelectiveMaps
 from .bank_pooler import BankROIPooler
 from .large_separable_conv import LargeSeparableConv2d
 from .merges import Merge, build_merge
@@ -16,6 +16,7 @@ from .position_sensitive import (
 __all__ = [
     "AttentionBanks",
     "BankROIPooler",
+    "DeferredMaps",
     "LargeSeparableConv2d",
     "Merge",
     "PositionSensitiveROIPooler",

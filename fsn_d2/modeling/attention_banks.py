@@ -10,8 +10,45 @@ from typing import NamedTuple
 import torch
 from fvcore.nn import weight_init
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fsn_d2.layers import ShiftedConv2d, grid_offsets, start_convolution
+from fsn_d2.layers import PointwiseConv2d, ShiftedConv2d, grid_offsets, start_convolution
+
+
+class DeferredMaps(NamedTuple):
+    """A bank of B maps, each a 1x1 convolution of the reduced feature, that are never computed.
+
+    Pooling is a weighted sum over cells and a 1x1 convolution acts on each cell alone, so pooling
+    the feature first and convolving what was pooled gives the same.
+
+    Attributes:
+        input: Tensor[N, C, H', W'], the reduced feature with zeros around it for the maps that look
+            away; None: the reduced feature as it is.
+        weight: Tensor[B, C, C] (output, input channel).
+        bias: Tensor[B, C].
+    """
+
+    input: Tensor | None
+    weight: Tensor
+    bias: Tensor
+
+    def of_pooled(self, pooled: Tensor, bank_index: Tensor, coverage: Tensor) -> Tensor:
+        """What would have been pooled from the maps.
+
+        Args:
+            pooled: Tensor[K, C, PH, PW], from `input`.
+            bank_index: int64 Tensor[1, PH, PW] or [K, 1, 1], the map that each bin reads.
+            coverage: Tensor[K, 1, PH, PW] in 0..1, what part of a bin's samples lies on the
+                feature: the bias counts there alone.
+        """
+        weight = self.weight[bank_index.flatten()]
+        bias = self.bias[bank_index].permute(0, 3, 1, 2)
+        flat = pooled.flatten(2)
+        if bank_index.shape[-1] == 1:  # one map per RoI
+            product = weight @ flat
+        else:
+            product = (weight @ flat.permute(2, 1, 0)).permute(2, 1, 0)
+        return product.reshape(pooled.shape) + bias * coverage
 
 
 class SelectiveMaps(NamedTuple):
@@ -28,8 +65,8 @@ class SelectiveMaps(NamedTuple):
     """
 
     roi: Tensor
-    sub_region: Tensor | None
-    aspect_ratio: Tensor | None
+    sub_region: Tensor | DeferredMaps | None
+    aspect_ratio: Tensor | DeferredMaps | None
     image_sizes: list
     sub_region_origins: Sequence[tuple[int, int]] = ()
 
@@ -51,7 +88,7 @@ class AttentionBanks(nn.Module):
         kernel_size: int,
         input: str,
         start: float | None,
-        moves_maps: bool = True,
+        readies_maps: bool = True,
     ) -> None:
         """
         Args:
@@ -64,8 +101,9 @@ class AttentionBanks(nn.Module):
             input: what the banks are computed from, "feature" or "reduced".
             start: the sum that both banks' attention starts near to; None: start like any
                 convolution, the merge sees to a mild start.
-            moves_maps: whether the sub-region maps are moved here; False leaves it to a pooler that
-                reads them at their origins, which saves a copy.
+            readies_maps: whether maps are moved, and all of them computed, here. False leaves it to
+                a pooler that reads them at their origins, which saves a copy, and that applies 1x1
+                convolutions of the reduced feature to what it pooled, which saves the maps.
 
         Raises:
             ValueError: an unknown `input` or an even `kernel_size`.
@@ -76,9 +114,10 @@ class AttentionBanks(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"MODEL.FSN.BANK_KERNEL must be odd and positive, got {kernel_size}")
         self.reads_reduced = input == "reduced"
-        self.moves_maps = moves_maps
+        self.readies_maps = readies_maps
+        self.defers = self.reads_reduced and kernel_size == 1 and not readies_maps
         self.num_ratios = num_ratios
-        self.reduce = nn.Conv2d(in_channels, channels, 1)
+        self.reduce = PointwiseConv2d(in_channels, channels)
         weight_init.c2_xavier_fill(self.reduce)
         bank_in = channels if self.reads_reduced else in_channels
         self.sub_region = (
@@ -107,18 +146,38 @@ class AttentionBanks(nn.Module):
         return {name: self._level(x, image_sizes) for name, x in features.items()}
 
     def _level(self, feature: Tensor, image_sizes: list) -> SelectiveMaps:
-        # A bin's channels then lie side by side in memory, which is how the op reads them.
-        feature = feature.contiguous(memory_format=torch.channels_last)
         reduced = self.reduce(feature)
+        # A bin's channels then lie side by side in every map's memory, as the op reads them.
         source = reduced if self.reads_reduced else feature
-        sub_region, origins = None, []
-        if self.sub_region is not None and self.moves_maps:
-            sub_region = self.sub_region(source)
-        elif self.sub_region is not None:
-            sub_region, origins = self.sub_region.unshifted(source), self.sub_region.origins
-        aspect_ratio = (
-            self.aspect_ratio(source).unflatten(1, (self.num_ratios, -1))
-            if self.aspect_ratio is not None
-            else None
+        source = source.contiguous(memory_format=torch.channels_last)
+        sub_region, origins = self._sub_region_maps(source)
+        return SelectiveMaps(
+            reduced, sub_region, self._aspect_ratio_maps(source), image_sizes, origins
         )
-        return SelectiveMaps(reduced, sub_region, aspect_ratio, image_sizes, origins)
+
+    def _sub_region_maps(
+        self, source: Tensor
+    ) -> tuple[Tensor | DeferredMaps | None, Sequence[tuple[int, int]]]:
+        if self.sub_region is None:
+            return None, []
+        if self.readies_maps:
+            return self.sub_region(source), []
+        if not self.defers:
+            return self.sub_region.unshifted(source), self.sub_region.origins
+        reach = self.sub_region.reach
+        around = F.pad(source, (reach, reach, reach, reach)) if reach else None
+        return _deferred(self.sub_region.conv, around), self.sub_region.origins
+
+    def _aspect_ratio_maps(self, source: Tensor) -> Tensor | DeferredMaps | None:
+        if self.aspect_ratio is None:
+            return None
+        if self.defers:
+            return _deferred(self.aspect_ratio, None)
+        return self.aspect_ratio(source).unflatten(1, (self.num_ratios, -1))
+
+
+def _deferred(conv: nn.Conv2d, input: Tensor | None) -> DeferredMaps:
+    maps = (-1, conv.in_channels)  # every map has as many channels as the input
+    bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+    weight = conv.weight.flatten(1).unflatten(0, maps)
+    return DeferredMaps(input, weight, bias.unflatten(0, maps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fsn_d2.layers import Source, merged_roi_align
 
-from .attention_banks import SelectiveMaps
+from .attention_banks import DeferredMaps, SelectiveMaps
 from .bank_pooler import levels_of
 from .merges import Merge
 from .selection import nearest_ratio, sub_region_in_image, sub_region_in_roi
@@ -31,6 +32,22 @@ class Reading(NamedTuple):
     attention: list[Tensor]
     bank_index: list[Tensor]
     refined: Tensor
+
+
+class _Bank(NamedTuple):
+    """A bank as it is read.
+
+    Attributes:
+        source: its maps, or what they are to be convolved from; without levels, that is the RoI
+            feature, which is pooled anyway.
+        deferred: the convolution that is left, the same at all levels; None: none is.
+    """
+
+    source: Source
+    deferred: DeferredMaps | None = None
+
+    def of_rois(self, part: slice, count: int) -> _Bank:
+        return self._replace(source=self.source.of_rois(part, count))
 
 
 # RoIs pooled at a time in inference on a CPU. What they pool side by side then takes less than the
@@ -139,29 +156,55 @@ class SelectiveROIPooler(nn.Module):
         banks = self._banks(maps, rois)
         levels = levels_of(self.roi_pooler, box_lists)
         if self.is_fused:
-            return self._pool_and_merge([self._roi_feature(maps, rois), *banks], rois, levels)
+            return self._pool_and_merge(self._roi_feature(maps, rois), banks, rois, levels)
         roi = self.roi_pooler([m.roi for m in maps], box_lists)
-        return self.merge(roi, [self._pool([bank], rois, levels, "sum") for bank in banks])
+        return self.merge(roi, [self._pool([bank.source], rois, levels, "sum") for bank in banks])
 
-    def _pool_and_merge(self, sources: list[Source], rois: Tensor, levels: Tensor | None) -> Tensor:
-        def refine(sources: list[Source], rois: Tensor, levels: Tensor | None) -> Tensor:
-            pooled = self._pool(sources, rois, levels, self.merge.pooled_as)
-            return self.merge.finish(pooled)
+    def _pool_and_merge(
+        self, feature: Source, banks: list[_Bank], rois: Tensor, levels: Tensor | None
+    ) -> Tensor:
+        defers = any(bank.deferred for bank in banks)
 
-        if self.merge.pooled_as != "stack" or not _may_be_portioned(rois):
-            return refine(sources, rois, levels)
+        def refine(banks: list[_Bank], rois: Tensor, levels: Tensor | None) -> Tensor:
+            if defers:
+                return self.merge(*self._parts(feature, banks, rois, levels))
+            sources = [feature, *(bank.source for bank in banks)]
+            return self.merge.finish(self._pool(sources, rois, levels, self.merge.pooled_as))
+
+        stacks = defers or self.merge.pooled_as == "stack"
+        if not stacks or not _may_be_portioned(rois):
+            return refine(banks, rois, levels)
         count = len(rois)
         portions = [slice(first, first + PORTION) for first in range(0, count, PORTION)]
         return torch.cat(
             [
                 refine(
-                    [source.of_rois(part, count) for source in sources],
+                    [bank.of_rois(part, count) for bank in banks],
                     rois[part],
                     None if levels is None else levels[part],
                 )
                 for part in portions
             ]
         )
+
+    def _parts(
+        self, feature: Source, banks: list[_Bank], rois: Tensor, levels: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The RoI feature and each bank's attention, pooled."""
+        own = [bank.source for bank in banks if bank.source.levels]
+        pooled = self._pool([feature, *own], rois, levels, "stack").chunk(1 + len(own), dim=1)
+        roi, others = pooled[0], iter(pooled[1:])
+        attention = [next(others) if bank.source.levels else roi for bank in banks]
+        if any(bank.deferred for bank in banks):
+            everywhere = [torch.ones_like(level[:, :, :1]) for level in feature.levels]
+            coverage = self._pool([feature._replace(levels=everywhere)], rois, levels, "sum")
+            attention = [
+                bank.deferred.of_pooled(values, bank.source.bank_index, coverage)
+                if bank.deferred
+                else values
+                for bank, values in zip(banks, attention, strict=True)
+            ]
+        return roi, attention
 
     def read(self, maps: list[SelectiveMaps], box_lists: list[Boxes]) -> Reading:
         """What `forward` merges, part by part.
@@ -172,25 +215,21 @@ class SelectiveROIPooler(nn.Module):
         rois = convert_boxes_to_pooler_format(box_lists)
         banks = self._banks(maps, rois)
         levels = levels_of(self.roi_pooler, box_lists)
-        sources = [self._roi_feature(maps, rois), *banks]
-        pooled = self._pool(sources, rois, levels, "stack")
-        roi, *attention = pooled.chunk(len(sources), dim=1)
+        roi, attention = self._parts(self._roi_feature(maps, rois), banks, rois, levels)
         if not self.is_fused:
             roi = self.roi_pooler([m.roi for m in maps], box_lists)
         shape = (len(rois), *self.output_size)
-        bank_index = [bank.bank_index.expand(shape) for bank in banks]
+        bank_index = [bank.source.bank_index.expand(shape) for bank in banks]
         return Reading(roi, attention, bank_index, self.merge(roi, attention))
 
-    def _banks(self, maps: list[SelectiveMaps], rois: Tensor) -> list[Source]:
+    def _banks(self, maps: list[SelectiveMaps], rois: Tensor) -> list[_Bank]:
         """The banks in use, and which of their maps the RoIs read."""
         banks = []
         if self.sub_region != "none":
-            levels = [m.sub_region for m in maps if m.sub_region is not None]
             index = self._sub_region_index(maps, rois)
-            banks.append(Source(levels, index, maps[0].sub_region_origins))
+            banks.append(_bank([m.sub_region for m in maps], index, maps[0].sub_region_origins))
         if self.ratios:
-            levels = [m.aspect_ratio for m in maps if m.aspect_ratio is not None]
-            banks.append(Source(levels, nearest_ratio(rois, self.ratios)))
+            banks.append(_bank([m.aspect_ratio for m in maps], nearest_ratio(rois, self.ratios)))
         return banks
 
     def _roi_feature(self, maps: list[SelectiveMaps], rois: Tensor) -> Source:
@@ -208,3 +247,21 @@ class SelectiveROIPooler(nn.Module):
         return merged_roi_align(
             sources, rois, levels, self.output_size, self.scales, self.sampling_ratio, merge
         )
+
+
+def _bank(
+    levels: list[Tensor | DeferredMaps | None],
+    bank_index: Tensor,
+    origins: Sequence[tuple[int, int]] = (),
+) -> _Bank:
+    """A bank of a pyramid. A deferred one is read as if its input were there once per map."""
+    deferred = [level for level in levels if isinstance(level, DeferredMaps)]
+    if not deferred:
+        ready = [level for level in levels if isinstance(level, Tensor)]
+        return _Bank(Source(ready, bank_index, origins))
+    inputs = [
+        level.input.unsqueeze(1).expand(-1, len(level.weight), -1, -1, -1)
+        for level in deferred
+        if level.input is not None
+    ]
+    return _Bank(Source(inputs, bank_index, origins), deferred[0])

@@ -35,7 +35,7 @@ def test_the_command_prints_ratios_and_writes_json(
     report = json.loads(out.read_text())
     assert [row["name"] for row in report["rows"]] == ["inference", "RoI stage", "training step"]
     for row in report["rows"]:
-        assert set(row["ratios"]) == {"faster_rcnn", "faster_rcnn_fast"}
+        assert set(row["ratios"]) == {"faster_rcnn", "faster_rcnn_fast", "fsn_feature"}
         for name, of_fsn in row["ratios"].items():
             slow, fast = row["seconds"][name], row["seconds"]["fsn"]
             assert of_fsn["median"] == pytest.approx(slow["median"] / fast["median"])
@@ -48,12 +48,15 @@ def test_the_command_prints_ratios_and_writes_json(
         "faster_rcnn": two_layers + predictor,
         "faster_rcnn_fast": two_layers + predictor,
         "fsn": 40 * 49 * 1024 + 1024 + predictor,
+        "fsn_feature": 40 * 49 * 1024 + 1024 + predictor,
     }
-    assert {(row["proposals"], row["grid"]) for row in report["scaling"]} == {
-        *((count, 3) for count in (10, 20, 40, 80)),
-        (20, 1),
-        (20, 5),
-    }
+    for name in ("fsn", "fsn_feature"):
+        rows = [row for row in report["scaling"] if row["model"] == name]
+        assert {(row["proposals"], row["grid"]) for row in rows} == {
+            *((count, 3) for count in (10, 20, 40, 80)),
+            (20, 1),
+            (20, 5),
+        }
     assert capsys.readouterr().out.count("faster_rcnn_fast / fsn") == 3
 
 

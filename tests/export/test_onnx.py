@@ -25,7 +25,9 @@ DEPTH_50 = {"MODEL__RESNETS__DEPTH": 50, "MODEL__RESNETS__WIDTH_PER_GROUP": 16}
 SLOW = pytest.mark.slow
 FSN = [
     pytest.param({"SUB_REGION": "image", "MERGE": "multiply"}, marks=SLOW),
-    pytest.param({"BANK_KERNEL": 3, "BANK_INPUT": "reduced"}, marks=SLOW),
+    pytest.param({"BANK_KERNEL": 3}, marks=SLOW),
+    pytest.param({"BANK_INPUT": "feature"}, marks=SLOW),
+    pytest.param({"BANK_INPUT": "feature", "SUB_REGION": "image"}, marks=SLOW),
     pytest.param({"POOLING": "composed"}, marks=SLOW),
 ]
 OTHER_HEADS = [

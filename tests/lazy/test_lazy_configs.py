@@ -76,7 +76,7 @@ def test_both_styles_build_the_same_model(name: str) -> None:
     [
         ("fsn_Lite0_BCCD", ["MODEL.FSN.SUB_REGION", "image", "MODEL.FSN.MERGE", "multiply"]),
         ("fsn_Lite0_BCCD", ["MODEL.FSN.RATIOS", "[]", "MODEL.FSN.POOLING", "composed"]),
-        ("fsn_Lite0_BCCD", ["MODEL.FSN.SUB_REGION", "none", "MODEL.FSN.BANK_INPUT", "reduced"]),
+        ("fsn_Lite0_BCCD", ["MODEL.FSN.SUB_REGION", "none", "MODEL.FSN.BANK_INPUT", "feature"]),
         ("fsaf_Lite0_BCCD", []),
         ("fsaf_joint_Lite0_BCCD", ["MODEL.FSAF.OTHER_LEVELS", "mmdet"]),
     ],

@@ -12,7 +12,13 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsn_d2.modeling import AttentionBanks, SelectiveMaps, SelectiveROIPooler, build_merge
+from fsn_d2.modeling import (
+    AttentionBanks,
+    DeferredMaps,
+    SelectiveMaps,
+    SelectiveROIPooler,
+    build_merge,
+)
 
 RATIOS = [0.5, 1.0, 2.0]
 CHANNELS = 6
@@ -294,6 +300,7 @@ def test_settings_that_do_not_fit_are_refused(changes: dict, message: str) -> No
         make_pooler(**changes)
 
 
+@pytest.mark.parametrize("bank_input", ["feature", "reduced"])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("sub_region", ["roi", "image"])
 @pytest.mark.parametrize("scales", [PYRAMID, (1 / 16,)])
@@ -304,14 +311,20 @@ def test_fused_equals_composed(
     scales: tuple[float, ...],
     sub_region: str,
     sampling_ratio: int,
+    bank_input: str,
     box_lists: list[Boxes],
 ) -> None:
-    """Values and the gradient of every weight, the maps moved beforehand or read where they lie."""
+    """Values and the gradient of every weight; the maps are ready, or read where they lie, or, of
+    the reduced feature, never computed.
+    """
     torch.manual_seed(2)
+    # Partly and wholly off the map, and without area: there a bias counts less, or not at all.
+    beyond = [[-40.0, -30, 60, 50], [560, 470, 700, 560], [-90, -80, -20, -10], [99, 99, 99, 140]]
+    box_lists = [Boxes.cat([box_lists[0], Boxes(torch.tensor(beyond))]), box_lists[1]]
     features = {
         str(i): torch.randn(2, 8, int(HEIGHT * s), int(WIDTH * s)) for i, s in enumerate(scales)
     }
-    settings = {"grid": 3, "shift": 1, "num_ratios": 3, "kernel_size": 1, "input": "feature"}
+    settings = {"grid": 3, "shift": 1, "num_ratios": 3, "kernel_size": 1, "input": bank_input}
     fused = make_pooler(
         merge=merge,
         activation=activation,
@@ -329,14 +342,19 @@ def test_fused_equals_composed(
     )
     assert fused.is_fused and not composed.is_fused
     composed.load_state_dict(fused.state_dict())
-    moved = AttentionBanks(8, CHANNELS, **settings, start=None)
+    ready = AttentionBanks(8, CHANNELS, **settings, start=None)
+    for parameter in ready.parameters():  # biases too, which begin at zero
+        nn.init.normal_(parameter)
     results = []
-    for pooler, moves_maps in ((composed, True), (fused, True), (fused, False)):
-        banks = AttentionBanks(8, CHANNELS, **settings, start=None, moves_maps=moves_maps)
-        banks.load_state_dict(moved.state_dict())
+    for pooler, readies_maps in ((composed, True), (fused, True), (fused, False)):
+        banks = AttentionBanks(8, CHANNELS, **settings, start=None, readies_maps=readies_maps)
+        banks.load_state_dict(ready.state_dict())
         modules = nn.ModuleList([banks, pooler])
         modules.zero_grad()
-        refined = pooler(list(banks(features, IMAGE_SIZES).values()), box_lists)
+        maps = list(banks(features, IMAGE_SIZES).values())
+        is_deferred = bank_input == "reduced" and not readies_maps
+        assert isinstance(maps[0].sub_region, DeferredMaps) == is_deferred
+        refined = pooler(maps, box_lists)
         (refined * torch.linspace(-1, 1, refined.numel()).view_as(refined)).sum().backward()
         results.append([refined.detach(), *(p.grad.clone() for p in modules.parameters())])
     assert len(results[0]) == (9 if merge == "concat" else 7)
@@ -375,6 +393,25 @@ def test_reading_gives_the_parts_of_what_is_merged(
     boxes = Boxes.cat(box_lists).tensor
     tall = (boxes[:, 3] - boxes[:, 1]) > 1.4143 * (boxes[:, 2] - boxes[:, 0])
     assert torch.equal(ratio[:, 0, 0] == 2, tall)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sub_region", ["roi", "image", "none"])
+def test_maps_that_are_never_computed_are_read_as_if_they_were(
+    sub_region: str, box_lists: list[Boxes]
+) -> None:
+    torch.manual_seed(0)
+    pooler = make_pooler(sub_region=sub_region)
+    features = {str(s): torch.randn(2, 8, int(HEIGHT * s), int(WIDTH * s)) for s in PYRAMID}
+    grid = 0 if sub_region == "none" else 3
+    settings = {"grid": grid, "shift": 1, "num_ratios": 3, "kernel_size": 1, "input": "reduced"}
+    readings = []
+    for readies_maps in (True, False):
+        torch.manual_seed(1)
+        banks = AttentionBanks(8, CHANNELS, **settings, start=None, readies_maps=readies_maps)
+        readings.append(pooler.read(list(banks(features, IMAGE_SIZES).values()), box_lists))
+    for expected, actual in zip(*readings, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def build_selective_pooling(
         kernel_size=fsn.BANK_KERNEL,
         input=fsn.BANK_INPUT,
         start=merge.start,
-        moves_maps=not pooler.is_fused,
+        readies_maps=not pooler.is_fused,
     )
     return banks, pooler
 

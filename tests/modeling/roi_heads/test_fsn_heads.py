@@ -238,13 +238,14 @@ def test_the_image_reading_depends_on_the_image_size_without_padding(boxes: list
 
 
 def test_the_config_reaches_the_parts() -> None:
-    fsn = {"GRID": 2, "SHIFT": 3, "RATIOS": [0.25, 1.0], "BANK_KERNEL": 3, "BANK_INPUT": "reduced"}
+    fsn = {"GRID": 2, "SHIFT": 3, "RATIOS": [0.25, 1.0], "BANK_KERNEL": 3, "BANK_INPUT": "feature"}
     changes = {f"MODEL__FSN__{key}": value for key, value in fsn.items()}
-    heads = build(head_cfg("FSNROIHeads", MODEL__FSN__CHANNELS=5, **changes))
+    cfg = head_cfg("FSNROIHeads", MODEL__FSN__CHANNELS=5, **changes)
+    heads, width = build(cfg), cfg.MODEL.FPN.OUT_CHANNELS
     banks = heads.box_banks
-    assert banks.sub_region.conv.weight.shape == (4 * 5, 5, 3, 3)
+    assert banks.sub_region.conv.weight.shape == (4 * 5, width, 3, 3)
     assert banks.sub_region.offsets == [(-3, -3), (-3, 3), (3, -3), (3, 3)]
-    assert banks.aspect_ratio.weight.shape == (2 * 5, 5, 1, 1)
+    assert banks.aspect_ratio.weight.shape == (2 * 5, width, 1, 1)
     assert heads.box_pooler.ratios == [0.25, 1.0]
     assert heads.box_pooler.grid == 2
     assert heads.box_head.fc1.in_features == 5 * 7 * 7
