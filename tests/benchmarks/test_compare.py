@@ -63,13 +63,15 @@ def results(modules: SimpleNamespace, tmp_path: Path) -> Any:
     return modules.results.Results(modules.grid.read_grid(path), tmp_path / "results")
 
 
-def pretend(results: Any, modules: SimpleNamespace, run: Any, ap: float) -> None:
+def pretend(
+    results: Any, modules: SimpleNamespace, run: Any, ap: float, **metrics: float
+) -> None:
     """Writes what the run would have left."""
     content = {
         "run": {"seed": run.seed, "options": dict(run.options)},
         "fingerprint": modules.results.fingerprint(run),
         "facts": {"commit": "1" * 40, "gpu": None, "cpu": "a CPU", "torch": "2.0"},
-        "metrics": {"AP": ap, "AP50": ap + 30},
+        "metrics": {"AP": ap, "AP50": ap + 30, **metrics},
         "peak_memory_mib": 1000.0,
     }
     results.write(run, content)
@@ -220,6 +222,22 @@ def test_the_tables_hold_means_and_paired_differences(
     assert "| fsn - plain | +2.0 [+1.0, +3.0] |" in text
     assert "| 0.01 (lowest tried) |" in text
     assert "1111111" in text and "Runs: 4" in text
+
+
+def test_a_metric_without_objects_leaves_its_cells_empty(
+    results: Any, modules: SimpleNamespace
+) -> None:
+    for name in ("plain", "fsn"):
+        for run in results.grid.tuning_runs("bccd", name):
+            pretend(results, modules, run, 1.0)
+        for run in results.grid.seed_runs("bccd", name, 0.01):
+            pretend(results, modules, run, 50.0, **{"AP-wide": math.nan, "AP-square": 40.0})
+    lines = modules.report.markdown(results).splitlines()
+    (head,) = [line.split(" | ") for line in lines if line.startswith("| method")]
+    cells = next(line.split(" | ") for line in lines if line.startswith("| fsn |"))
+    assert cells[head.index("AP-wide")] == "-"
+    assert cells[head.index("AP-square")] == "40.0 ± 0.0"
+    assert any("| fsn - plain | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | - | +0.0" in x for x in lines)
 
 
 def test_the_channels_that_a_head_gets(modules: SimpleNamespace) -> None:
