@@ -44,11 +44,11 @@ class DeferredMaps(NamedTuple):
         weight = self.weight[bank_index.flatten()]
         bias = self.bias[bank_index].permute(0, 3, 1, 2)
         flat = pooled.flatten(2)
-        if bank_index.shape[-1] == 1:  # one map per RoI
+        if bank_index.shape[1] == bank_index.shape[2] == 1:  # one map per RoI
             product = weight @ flat
         else:
             product = (weight @ flat.permute(2, 1, 0)).permute(2, 1, 0)
-        return product.reshape(pooled.shape) + bias * coverage
+        return product.reshape(pooled.shape) + (bias * coverage).to(product.dtype)
 
 
 class SelectiveMaps(NamedTuple):

@@ -59,7 +59,8 @@ def test_fsn_equals_the_eager_model_and_needs_standard_operators_alone(
     assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 16)]
     assert {node.domain for node in proto.graph.node} == {""}
     pooling = [node.op_type for node in proto.graph.node if "Roi" in node.op_type]
-    assert pooling == ["RoiAlign"] * 3 * 4  # RoI feature and two banks, P2 to P5
+    # The RoI feature, the one that looks into the sub-regions, and the coverage, P2 to P5.
+    assert pooling == ["RoiAlign"] * 3 * 4
     outputs = [value.name for value in proto.graph.output]
     assert outputs == ["boxes", "classes", "scores", "image_size"]
 

@@ -396,12 +396,14 @@ def test_reading_gives_the_parts_of_what_is_merged(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("half", "tolerance"), [(False, 1e-5), (True, 0.1)])
+@pytest.mark.parametrize("output_size", [7, (5, 1), 1])
 @pytest.mark.parametrize("sub_region", ["roi", "image", "none"])
 def test_maps_that_are_never_computed_are_read_as_if_they_were(
-    sub_region: str, box_lists: list[Boxes]
+    sub_region: str, output_size, half: bool, tolerance: float, box_lists: list[Boxes]
 ) -> None:
     torch.manual_seed(0)
-    pooler = make_pooler(sub_region=sub_region)
+    pooler = make_pooler(sub_region=sub_region, output_size=output_size)
     features = {str(s): torch.randn(2, 8, int(HEIGHT * s), int(WIDTH * s)) for s in PYRAMID}
     grid = 0 if sub_region == "none" else 3
     settings = {"grid": grid, "shift": 1, "num_ratios": 3, "kernel_size": 1, "input": "reduced"}
@@ -409,9 +411,10 @@ def test_maps_that_are_never_computed_are_read_as_if_they_were(
     for readies_maps in (True, False):
         torch.manual_seed(1)
         banks = AttentionBanks(8, CHANNELS, **settings, start=None, readies_maps=readies_maps)
-        readings.append(pooler.read(list(banks(features, IMAGE_SIZES).values()), box_lists))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            readings.append(pooler.read(list(banks(features, IMAGE_SIZES).values()), box_lists))
     for expected, actual in zip(*readings, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(actual, expected, atol=tolerance, rtol=1e-4)
 
 
 @torch.no_grad()
