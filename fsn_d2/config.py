@@ -40,7 +40,7 @@ def add_fsn_config(cfg: CfgNode) -> None:
     # What the banks are computed from: the "reduced" feature of CHANNELS channels, or the whole
     # "feature" of the pyramid. Our choice: reduced. Neither was better on both of our data sets,
     # and with kernels of 1 POOLING "fused" never computes maps of the reduced feature: their
-    # convolutions are applied to what was pooled, at the same cost for any number of maps.
+    # convolutions are applied to what was pooled, in inference at one cost for any number of maps.
     fsn.BANK_INPUT = "reduced"
     # How attention refines the RoI feature: "concat" (the public code: concatenation and a 1x1
     # convolution), "multiply" (most likely the paper's) or "sum". Our choice: concat, which learnt
@@ -49,10 +49,10 @@ def add_fsn_config(cfg: CfgNode) -> None:
     # Activation of the factor of "multiply": "identity", "relu", or "sigmoid" (doubled, so that the
     # factor lies in 0..2). The paper leaves it open.
     fsn.ACTIVATION = "sigmoid"
-    # "fused": feature and banks are pooled and merged in one pass, given POOLER_TYPE ROIAlignV2.
-    # "composed", and any other type: Detectron2's pooler for the feature, then bank by bank. The
-    # results are equal. On a CPU the whole fused pass takes less time than Detectron2's pooler for
-    # the feature alone (benchmarks/op.py, rows stage and plain).
+    # "fused": all that is read is pooled in one pass, given POOLER_TYPE ROIAlignV2. "composed", and
+    # any other type: Detectron2's pooler for the feature, then bank by bank, from computed maps.
+    # The results are equal. On a CPU the fused pass over computed maps takes less time than
+    # Detectron2's pooler for the feature alone (benchmarks/op.py, rows stage and plain).
     fsn.POOLING = "fused"
     add_rfcn_config(cfg)
     add_light_head_config(cfg)

@@ -1,11 +1,11 @@
-"""The maps that Feature Selective Networks pool from, computed once per image and level: the
-reduced feature, the sub-region bank and the aspect-ratio bank (FSN, section 3).
+"""What Feature Selective Networks pool from, made once per image and level: the reduced feature,
+the sub-region bank and the aspect-ratio bank (FSN, section 3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from fvcore.nn import weight_init
@@ -41,8 +41,10 @@ class DeferredMaps(NamedTuple):
             coverage: Tensor[K, 1, PH, PW] in 0..1, what part of a bin's samples lies on the
                 feature: the bias counts there alone.
         """
-        weight = self.weight[bank_index.flatten()]
-        bias = self.bias[bank_index].permute(0, 3, 1, 2)
+        # Unlike an index's, an embedding's gradient is summed in one order, and fast.
+        weight = F.embedding(bank_index.flatten(), self.weight.flatten(1))
+        weight = weight.unflatten(1, self.weight.shape[1:])
+        bias = F.embedding(bank_index, self.bias).permute(0, 3, 1, 2)
         flat = pooled.flatten(2)
         if bank_index.shape[1] == bank_index.shape[2] == 1:  # one map per RoI
             product = weight @ flat
@@ -52,13 +54,13 @@ class DeferredMaps(NamedTuple):
 
 
 class SelectiveMaps(NamedTuple):
-    """One pyramid level, ready to pool from. N images; C channels per map.
+    """One pyramid level to pool from. N images; C channels per map.
 
     Attributes:
         roi: Tensor[N, C, H, W], the reduced feature that every RoI pools.
-        sub_region: Tensor[N, grid * grid, C, H, W], or None without that bank. Where
-            `sub_region_origins` says so the maps are larger and not moved yet.
-        aspect_ratio: Tensor[N, ratios, C, H, W], or None without that bank.
+        sub_region: Tensor[N, grid * grid, C, H, W], or DeferredMaps in its place, or None without
+            that bank. Where `sub_region_origins` says so the maps are larger and not moved yet.
+        aspect_ratio: Tensor[N, ratios, C, H, W], or DeferredMaps, or None without that bank.
         image_sizes: per image (height, width) in pixels, without padding.
         sub_region_origins: per map of `sub_region` the (row, column) at which its H x W starts, for
             the pooler to read from there; empty: the maps are moved already.
@@ -72,7 +74,7 @@ class SelectiveMaps(NamedTuple):
 
 
 class AttentionBanks(nn.Module):
-    """Reduces a feature to C channels and computes both banks (FSN, section 3).
+    """Reduces a feature to C channels and makes both banks of it (FSN, section 3).
 
     The levels share the weights.
     """
@@ -178,6 +180,5 @@ class AttentionBanks(nn.Module):
 
 def _deferred(conv: nn.Conv2d, input: Tensor | None) -> DeferredMaps:
     maps = (-1, conv.in_channels)  # every map has as many channels as the input
-    bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
-    weight = conv.weight.flatten(1).unflatten(0, maps)
-    return DeferredMaps(input, weight, bias.unflatten(0, maps))
+    weight, bias = conv.weight.flatten(1), cast(Tensor, conv.bias)
+    return DeferredMaps(input, weight.unflatten(0, maps), bias.unflatten(0, maps))

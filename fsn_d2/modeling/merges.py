@@ -25,8 +25,9 @@ class Merge(nn.Module):
     Attributes:
         start: the sum of the attentions at which it equals plain pooling, near which the banks are
             to begin; None: they may begin anywhere.
-        pooled_as: how `merged_roi_align` hands over the three, its argument `merge`: merged already
-            where the op can do all of it, else side by side ("stack").
+        pooled_as: how `merged_roi_align` hands over the three where all maps are computed, its
+            argument `merge`: merged already where the op can do all of it, else side by side
+            ("stack").
     """
 
     start: float | None

@@ -66,7 +66,7 @@ POOLINGS = ("fused", "composed")
 
 
 def pools_in_one_pass(pooling: str, pooler_type: str) -> bool:
-    """Whether MODEL.FSN.POOLING asks for one pass and the RoI feature is pooled as the op does.
+    """Whether MODEL.FSN.POOLING asks for "fused" and the RoI feature is pooled as the op does.
 
     Raises:
         ValueError: an unknown `pooling`.
@@ -110,9 +110,11 @@ class SelectiveROIPooler(nn.Module):
             grid: the sub-region bank's rows and columns.
             ratios: height / width of the aspect-ratio bank's maps; empty without that bank.
             merge: from `build_merge`.
-            pooling: "fused": feature and banks in one pass of the op over the whole pyramid, for
-                which `pooler_type` must be ROIAlignV2. "composed", and every other type:
-                Detectron2's pooler for the feature, the op for each bank, then the merge.
+            pooling: "fused": what is read is pooled in one pass of the op over the whole pyramid,
+                for which `pooler_type` must be ROIAlignV2; computed maps are merged on the way if
+                the merge can be, `DeferredMaps` applied to what was pooled. "composed", and every
+                other type: Detectron2's pooler for the feature, the op for each bank, then the
+                merge; the maps must be computed.
 
         Raises:
             ValueError: an unknown `sub_region` or `pooling`, an empty grid, or ratios that are not
@@ -151,12 +153,20 @@ class SelectiveROIPooler(nn.Module):
 
         Returns:
             Tensor[K, C, PH, PW], the refined RoI features.
+
+        Raises:
+            ValueError: `DeferredMaps` where pooling is composed.
         """
         rois = convert_boxes_to_pooler_format(box_lists)
         banks = self._banks(maps, rois)
         levels = levels_of(self.roi_pooler, box_lists)
         if self.is_fused:
             return self._pool_and_merge(self._roi_feature(maps, rois), banks, rois, levels)
+        if any(bank.deferred for bank in banks):
+            raise ValueError(
+                "maps must be computed for composed pooling, got DeferredMaps: make AttentionBanks "
+                "with readies_maps=True"
+            )
         roi = self.roi_pooler([m.roi for m in maps], box_lists)
         return self.merge(roi, [self._pool([bank.source], rois, levels, "sum") for bank in banks])
 

@@ -68,18 +68,24 @@ def draw_pooling(
     num_levels: int = 3,
     shifted: bool = True,
     cells: bool = True,
+    one_map: bool = False,
     channels: int = 8,
     bins: tuple[int, int] = (3, 4),
     sampling_ratio: int = 0,
     count: int = 60,
 ) -> Pooling:
-    """An RoI feature, a bank of 9 that is read by bin, and one of 3 that is read by RoI."""
+    """An RoI feature, a bank of 9 that is read by bin, and one of 3 that is read by RoI.
+
+    With `one_map` a bank's maps are one in memory, read from different origins.
+    """
     generator = torch.Generator().manual_seed(count)
 
     def bank(maps: int, margin: int, size: tuple[int, int]) -> Tensor:
         height, width = (side + margin for side in size)
         values = torch.randn(IMAGES, height, width, maps, channels, generator=generator)
         values = values.to(dtype).permute(0, 3, 4, 1, 2)
+        if one_map:
+            return values[:, :1].expand_as(values)
         return values if cells else values.contiguous()
 
     def integers(limit: int, *shape: int) -> Tensor:

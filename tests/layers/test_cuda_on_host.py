@@ -76,6 +76,7 @@ def test_equals_the_cpu(
     "options",
     [
         pytest.param({"cells": False, "channels": 33}, id="planes"),
+        pytest.param({"one_map": True}, id="one map in memory"),
         pytest.param({"channels": 5}, id="narrow reads"),
         pytest.param({"bins": (1, 40), "channels": 2}, id="tiles of one row of bins"),
         pytest.param({"bins": (18, 3), "channels": 2}, id="tiles of several rows of bins"),

@@ -248,6 +248,29 @@ def test_origins_fold_the_shift_of_a_convolution() -> None:
 # --- layouts, dtypes, channels --------------------------------------------------------------------
 
 
+@both_implementations
+@pytest.mark.parametrize("merge", MERGES)
+def test_maps_may_be_one_in_memory(pool: Callable, merge: str) -> None:
+    """What reads a map from several origins is a bank in which it is there as often."""
+    index, origins = torch.randint(9, (1, *BINS)), grid_offsets(3, 1)
+    origins = [(row + 1, column + 1) for row, column in origins]
+    grads = []
+    for repeat in (
+        lambda x: x.unsqueeze(1).expand(-1, 9, -1, -1, -1),
+        lambda x: torch.stack([x] * 9, dim=1),
+    ):
+        feature = torch.randn(
+            IMAGES, 1, CHANNELS, 8, 11, generator=torch.Generator().manual_seed(0)
+        )
+        padded = torch.nn.functional.pad(feature[:, 0], (1, 1, 1, 1)).requires_grad_()
+        sources = [Source([feature], torch.tensor(0)), Source([repeat(padded)], index, origins)]
+        pooled = pool(sources, draw_rois(), None, BINS, [1 / 8], 2, merge)
+        grads.append([pooled, *torch.autograd.grad(pooled.square().sum(), padded)])
+    assert grads[0][1].abs().max() > 0.1
+    for actual, expected in zip(*grads, strict=True):
+        assert_near(actual, expected)
+
+
 @pytest.mark.parametrize("merge", MERGES)
 def test_layouts_do_not_matter_and_come_back_in_the_gradient(merge: str) -> None:
     planes = draw_sources(3, shifted=True)

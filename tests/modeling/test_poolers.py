@@ -417,6 +417,35 @@ def test_maps_that_are_never_computed_are_read_as_if_they_were(
         torch.testing.assert_close(actual, expected, atol=tolerance, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sub_region", ["roi", "image"])
+def test_gradients_of_deferred_maps_are_the_same_every_time(
+    sub_region: str, random_boxes: Callable[..., Boxes]
+) -> None:
+    torch.manual_seed(0)
+    pooler = make_pooler(sub_region=sub_region)
+    settings = {"grid": 3, "shift": 1, "num_ratios": 3, "kernel_size": 1, "input": "reduced"}
+    banks = AttentionBanks(8, CHANNELS, **settings, start=None, readies_maps=False)
+    features = {str(s): torch.randn(2, 8, int(HEIGHT * s), int(WIDTH * s)) for s in PYRAMID}
+    box_lists = [random_boxes(1500, *size, least=8, seed=i) for i, size in enumerate(IMAGE_SIZES)]
+    found = []
+    for _ in range(4):
+        banks.zero_grad()
+        refined = pooler(list(banks(features, IMAGE_SIZES).values()), box_lists)
+        refined.square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in banks.parameters()])
+    for gradients in found[1:]:
+        assert all(map(torch.equal, gradients, found[0]))
+
+
+def test_composed_pooling_refuses_deferred_maps(box_lists: list[Boxes]) -> None:
+    settings = {"grid": 3, "shift": 1, "num_ratios": 3, "kernel_size": 1, "input": "reduced"}
+    banks = AttentionBanks(8, CHANNELS, **settings, start=None, readies_maps=False)
+    features = {str(s): torch.randn(2, 8, int(HEIGHT * s), int(WIDTH * s)) for s in PYRAMID}
+    pooler = make_pooler(pooling="composed")
+    with pytest.raises(ValueError, match="readies_maps=True"):
+        pooler(list(banks(features, IMAGE_SIZES).values()), box_lists)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("scales", [PYRAMID, (1 / 16,)], ids=["pyramid", "one level"])
 @pytest.mark.parametrize("sub_region", ["roi", "image"])
