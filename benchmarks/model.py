@@ -6,9 +6,10 @@ the op saves can be told from what FSN saves. So is FSN: with banks computed fro
 feature, the default, and from the pyramid's.
 
 Inference, a training step, and the RoI stage alone, which is everything between the pyramid and the
-predictions, the banks' convolutions included and listed. Weights are random, so what the region
-proposal network finds is replaced, when it has done its work, by the same boxes everywhere. The
-tables go to the screen, everything to a JSON file:
+predictions. Two parts of it are listed: what FSN does before pooling, and from pooling to the
+merge, where its banks are convolved if that was left until then. Weights are random, so what the
+region proposal network finds is replaced, when it has done its work, by the same boxes everywhere.
+The tables go to the screen, everything to a JSON file:
 
   facts       machine, versions, commit, command line
   settings    of the scene
@@ -16,7 +17,7 @@ tables go to the screen, everything to a JSON file:
   rows        name, rounds, memory (bytes at once beyond those before, per model), and
               seconds  model or part -> {median, q1, q3}
               ratios   model -> {median, q1, q3}: its time / FSN's
-  scaling     pooling and merge alone: model, proposals, grid and seconds {median, q1, q3}
+  scaling     pooling to merge alone: model, proposals, grid and seconds {median, q1, q3}
 """
 
 from __future__ import annotations
@@ -170,13 +171,13 @@ class Stage:
             return self.heads(self.images, self.features, self.proposals)
 
     def banks(self) -> Any:
-        """FSN's convolutions alone."""
+        """What FSN does before pooling, alone."""
         with torch.no_grad():
             chosen = {name: self.features[name] for name in self.heads.box_in_features}
             return self.heads.box_banks(chosen, self.images.image_sizes)
 
     def pooling(self) -> Callable[[], Tensor]:
-        """Pooling and merge alone."""
+        """From pooling to the merge, alone."""
         maps = self.banks() if hasattr(self.heads, "box_banks") else self.features
         levels = [maps[name] for name in self.heads.box_in_features]
         boxes = [p.proposal_boxes for p in self.proposals]
@@ -226,7 +227,7 @@ def compare_models(scene: Scene, models: dict[str, GeneralizedRCNN]) -> list[dic
     stages = {name: Stage(model, scene, scene.proposals) for name, model in models.items()}
     whole = {name: stage.whole for name, stage in stages.items()}
     parts = {f"{name}: pooling": stages[name].pooling() for name in MODELS}
-    parts |= {f"{name}: banks": stages[name].banks for name in FSN}
+    parts |= {f"{name}: before pooling": stages[name].banks for name in FSN}
     rows.append(compare(scene, "RoI stage", {**whole, **parts}))
     for model in models.values():
         model.train()
@@ -237,7 +238,7 @@ def compare_models(scene: Scene, models: dict[str, GeneralizedRCNN]) -> list[dic
 
 
 def scaling(scene: Scene) -> list[dict[str, Any]]:
-    """Pooling and merge by the number of proposals, and by the number of sub-regions."""
+    """Pooling to merge by the number of proposals, and by the number of sub-regions."""
     calls: dict[tuple[str, int, int], Callable[[], Any]] = {}
     for name in FSN:
         for grid in GRIDS:
@@ -276,14 +277,13 @@ def lines_of(row: dict[str, Any]) -> list[str]:
 
 
 def scaling_lines(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["pooling and merge alone"]
+    lines = ["pooling to merge alone"]
     for row in rows:
         count, grid, seconds = row["proposals"], row["grid"], row["seconds"]["median"]
         each = seconds / count * 1e6
         lines.append(
             f"  {row['model']:11} {grid} x {grid} sub-regions, {count:5} proposals: "
-            f"{seconds * 1e3:.2f} ms, "
-            f"{each:.2f} us each"
+            f"{seconds * 1e3:.2f} ms, {each:.2f} us each"
         )
     return lines
 
