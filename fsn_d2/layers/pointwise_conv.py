@@ -14,6 +14,11 @@ class PointwiseConv2d(nn.Conv2d):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
+        """
+        Args:
+            in_channels: channels of the input.
+            out_channels: channels of the result.
+        """
         super().__init__(in_channels, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:

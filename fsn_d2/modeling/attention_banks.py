@@ -45,7 +45,8 @@ class DeferredMaps(NamedTuple):
         weight = F.embedding(bank_index.flatten(), self.weight.flatten(1))
         weight = weight.unflatten(1, self.weight.shape[1:])
         bias = F.embedding(bank_index, self.bias).permute(0, 3, 1, 2)
-        flat = pooled.flatten(2)
+        count, channels, rows, columns = pooled.shape
+        flat = pooled.reshape(count, channels, rows * columns)  # ONNX flattens no empty tensors
         if bank_index.shape[1] == bank_index.shape[2] == 1:  # one map per RoI
             product = weight @ flat
         else:

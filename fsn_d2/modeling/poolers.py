@@ -201,13 +201,14 @@ class SelectiveROIPooler(nn.Module):
         self, feature: Source, banks: list[_Bank], rois: Tensor, levels: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The RoI feature and each bank's attention, pooled."""
-        own = [bank.source for bank in banks if bank.source.levels]
-        pooled = self._pool([feature, *own], rois, levels, "stack").chunk(1 + len(own), dim=1)
-        roi, others = pooled[0], iter(pooled[1:])
+        sources = [feature, *(bank.source for bank in banks if bank.source.levels)]
+        defers = any(bank.deferred for bank in banks)
+        if defers:
+            sources.append(feature._replace(levels=[torch.ones_like(x) for x in feature.levels]))
+        pooled = self._pool(sources, rois, levels, "stack").chunk(len(sources), dim=1)
+        roi, others, coverage = pooled[0], iter(pooled[1:]), pooled[-1][:, :1]
         attention = [next(others) if bank.source.levels else roi for bank in banks]
-        if any(bank.deferred for bank in banks):
-            everywhere = [torch.ones_like(level[:, :, :1]) for level in feature.levels]
-            coverage = self._pool([feature._replace(levels=everywhere)], rois, levels, "sum")
+        if defers:
             attention = [
                 bank.deferred.of_pooled(values, bank.source.bank_index, coverage)
                 if bank.deferred

@@ -241,8 +241,9 @@ def test_the_config_reaches_the_parts() -> None:
     fsn = {"GRID": 2, "SHIFT": 3, "RATIOS": [0.25, 1.0], "BANK_KERNEL": 3, "BANK_INPUT": "feature"}
     changes = {f"MODEL__FSN__{key}": value for key, value in fsn.items()}
     cfg = head_cfg("FSNROIHeads", MODEL__FSN__CHANNELS=5, **changes)
-    heads, width = build(cfg), cfg.MODEL.FPN.OUT_CHANNELS
+    heads = build(cfg)
     banks = heads.box_banks
+    width = make_features(cfg)["p2"].shape[1]
     assert banks.sub_region.conv.weight.shape == (4 * 5, width, 3, 3)
     assert banks.sub_region.offsets == [(-3, -3), (-3, 3), (3, -3), (3, 3)]
     assert banks.aspect_ratio.weight.shape == (2 * 5, width, 1, 1)
