@@ -32,7 +32,9 @@ class DeferredMaps(NamedTuple):
     weight: Tensor
     bias: Tensor
 
-    def of_pooled(self, pooled: Tensor, bank_index: Tensor, coverage: Tensor) -> Tensor:
+    def of_pooled(
+        self, pooled: Tensor, bank_index: Tensor, coverage: Tensor, output_size: tuple[int, int]
+    ) -> Tensor:
         """What would have been pooled from the maps.
 
         Args:
@@ -40,18 +42,19 @@ class DeferredMaps(NamedTuple):
             bank_index: int64 Tensor[1, PH, PW] or [K, 1, 1], the map that each bin reads.
             coverage: Tensor[K, 1, PH, PW] in 0..1, what part of a bin's samples lies on the
                 feature: the bias counts there alone.
+            output_size: (PH, PW).
         """
         # Unlike an index's, an embedding's gradient is summed in one order, and fast.
         weight = F.embedding(bank_index.flatten(), self.weight.flatten(1))
         weight = weight.unflatten(1, self.weight.shape[1:])
         bias = F.embedding(bank_index, self.bias).permute(0, 3, 1, 2)
-        count, channels, rows, columns = pooled.shape
-        flat = pooled.reshape(count, channels, rows * columns)  # ONNX flattens no empty tensors
+        rows, columns = output_size  # numbers: without RoIs ONNX cannot tell a side
+        flat = pooled.reshape(-1, self.weight.shape[2], rows * columns)
         if bank_index.shape[1] == bank_index.shape[2] == 1:  # one map per RoI
             product = weight @ flat
         else:
             product = (weight @ flat.permute(2, 1, 0)).permute(2, 1, 0)
-        return product.reshape(pooled.shape) + (bias * coverage).to(product.dtype)
+        return product.unflatten(2, (rows, columns)) + (bias * coverage).to(product.dtype)
 
 
 class SelectiveMaps(NamedTuple):

@@ -210,7 +210,7 @@ class SelectiveROIPooler(nn.Module):
         attention = [next(others) if bank.source.levels else roi for bank in banks]
         if defers:
             attention = [
-                bank.deferred.of_pooled(values, bank.source.bank_index, coverage)
+                bank.deferred.of_pooled(values, bank.source.bank_index, coverage, self.output_size)
                 if bank.deferred
                 else values
                 for bank, values in zip(banks, attention, strict=True)
