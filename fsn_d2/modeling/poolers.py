@@ -204,7 +204,8 @@ class SelectiveROIPooler(nn.Module):
         sources = [feature, *(bank.source for bank in banks if bank.source.levels)]
         defers = any(bank.deferred for bank in banks)
         if defers:
-            sources.append(feature._replace(levels=[torch.ones_like(x) for x in feature.levels]))
+            ones = [torch.ones_like(x[..., :1, :1]).expand_as(x) for x in feature.levels]
+            sources.append(feature._replace(levels=ones))
         pooled = self._pool(sources, rois, levels, "stack").chunk(len(sources), dim=1)
         roi, others, coverage = pooled[0], iter(pooled[1:]), pooled[-1][:, :1]
         attention = [next(others) if bank.source.levels else roi for bank in banks]

@@ -42,7 +42,7 @@ OTHER_HEADS = [
             ("faster_rcnn_R50.yaml", {}),
             ("faster_rcnn_R50_roipool.yaml", {}),
             ("faster_rcnn_R50_fast_roipool.yaml", {}),
-            ("fsn_R50_C4.yaml", {}),
+            ("fsn_R50_C4.yaml", {"MODEL__ROI_HEADS__NMS_THRESH_TEST": 0.9}),
             ("fsn_mask_R50.yaml", {}),
             ("fsaf_R50.yaml", {"MODEL__FSAF__MODE": "anchor_free"}),
             ("fsaf_R50.yaml", {"MODEL__FSAF__MODE": "anchors"}),
