@@ -3,9 +3,9 @@
 
 Every run is an ordinary train_net.py with the same budget. Where the grid has learning rates, each
 method's is chosen on the data set's tuning split with the first seed. A run that is done with
-today's settings is not repeated, one that was interrupted goes on; so the command can be stopped
-and given again at any time. Results, one JSON per run, tables (README.md) and pictures are kept in
-benchmarks/results/<grid>.
+today's settings, for this grid or another, is not repeated, one that was interrupted goes on; so
+the command can be stopped and given again at any time. Results, one JSON per run, tables
+(README.md) and pictures are kept in benchmarks/results/<grid>.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fsn_d2.engine import one_line_errors
 from fsn_d2.machine import usable_cores
 
 GRIDS = ROOT / "benchmarks" / "grids"
+RESULTS = ROOT / "benchmarks" / "results"
 EXAMPLE = """examples:
   python benchmarks/compare.py main                      all of it, or what is left of it
   python benchmarks/compare.py main --data bccd --plan   how long it would take
@@ -160,7 +161,9 @@ def main() -> None:
         slots = slots_for(args.jobs, gpus, args.gpus_per_job, usable_cores())
         data = chosen(args.data, grid.data, "data")
         methods = chosen(args.methods, grid.methods, "methods")
-    results = Results(grid, args.results or ROOT / "benchmarks" / "results" / grid.name)
+    # With a folder of one's own everything is made again.
+    others = None if args.results else RESULTS
+    results = Results(grid, args.results or RESULTS / grid.name, others)
     plan = Plan(results, data, methods)
     if not args.report:
         measure_missing_costs(plan, args.cost_rounds, anew=args.cost)

@@ -26,20 +26,29 @@ WARMUP_LINES = 1  # of metrics.json, whose times hold the first iterations
 class Results:
     """The results of a grid, in a folder."""
 
-    def __init__(self, grid: Grid, folder: Path) -> None:
+    def __init__(self, grid: Grid, folder: Path, others: Path | None = None) -> None:
+        """
+        Args:
+            grid: whose runs these are.
+            folder: where their files are kept.
+            others: a folder of other grids' folders; a run with the same settings that is done
+                there is not repeated.
+        """
         self.grid = grid
         self.folder = folder
+        self.elsewhere = {} if others is None else _done_in(others)
 
     def path_of(self, run: Run) -> Path:
         return self.folder / f"{run.name}.json"
 
     def read(self, run: Run) -> dict[str, Any] | None:
         """What the run found; None where it is not done with today's settings."""
-        path = self.path_of(run)
-        if not path.is_file():
-            return None
-        result = json.loads(path.read_text())
-        return result if result["fingerprint"] == fingerprint(run) else None
+        settings, path = fingerprint(run), self.path_of(run)
+        if path.is_file():
+            result = json.loads(path.read_text())
+            if result["fingerprint"] == settings:
+                return result
+        return self.elsewhere.get(settings)
 
     def write(self, run: Run, result: dict[str, Any]) -> None:
         write_json(self.path_of(run), result)
@@ -63,6 +72,12 @@ class Results:
         except LookupError:
             return [None] * len(self.grid.seeds)
         return [self.read(run) for run in self.grid.seed_runs(data, method, rate)]
+
+
+def _done_in(folder: Path) -> dict[str, dict[str, Any]]:
+    """Fingerprint -> what the run found, of all grids that keep their results in the folder."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*/*.json"))]
+    return {result["fingerprint"]: result for result in found}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

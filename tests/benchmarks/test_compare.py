@@ -172,6 +172,20 @@ def test_a_result_of_other_settings_does_not_count(results: Any, modules: Simple
     assert results.read(other) is None
 
 
+def test_what_another_grid_has_done_is_not_repeated(
+    results: Any, modules: SimpleNamespace, tmp_path: Path
+) -> None:
+    run, other = results.grid.tuning_runs("bccd", "fsn")
+    pretend(results, modules, run, 40.0)
+    grid, folder = results.grid, tmp_path / "grids" / "second"
+    second = modules.results.Results(grid, folder, others=tmp_path)
+    assert second.read(run)["metrics"]["AP"] == 40
+    assert second.read(other) is None
+    pretend(second, modules, run, 41.0)  # its own comes first
+    assert second.read(run)["metrics"]["AP"] == 41
+    assert modules.results.Results(grid, tmp_path / "alone").read(run) is None
+
+
 # ---------------------------------------------------------------------------- figures
 
 
