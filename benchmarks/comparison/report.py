@@ -143,6 +143,8 @@ def _score(results: Results, data: str, metric: str, method: str) -> str:
 
 def _rate(results: Results, data: str, method: str) -> str:
     found = done(results, data, method)
+    if not found:
+        return "-"
     rates = {result["run"]["options"].get("SOLVER.BASE_LR") for result in found} - {None}
     tried = results.grid.rates
     notes = {min(tried): " (lowest tried)", max(tried): " (highest tried)"} if tried else {}
