@@ -40,11 +40,11 @@ def add_fsn_config(cfg: CfgNode) -> None:
     # What the banks are computed from: the "reduced" feature of CHANNELS channels, or the whole
     # "feature" of the pyramid. Our choice: reduced. Neither was better on both of our data sets,
     # and with kernels of 1 POOLING "fused" never computes maps of the reduced feature: their
-    # convolutions are applied to what was pooled, in inference at one cost for any number of maps.
+    # convolutions are applied to what was pooled, in inference at one cost for 2 x 2 maps or more.
     fsn.BANK_INPUT = "reduced"
     # How attention refines the RoI feature: "concat" (the public code: concatenation and a 1x1
-    # convolution), "multiply" (most likely the paper's) or "sum". Our choice: concat, which learnt
-    # best in short runs. Without banks concat is the convolution alone, the others plain pooling.
+    # convolution), "multiply" (most likely the paper's) or "sum". Our choice: concat.
+    # Without banks concat is the convolution alone, the others plain pooling.
     fsn.MERGE = "concat"
     # Activation of the factor of "multiply": "identity", "relu", or "sigmoid" (doubled, so that the
     # factor lies in 0..2). The paper leaves it open.

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 
 from .grid import Run
-from .report import read_cost, scores
+from .report import done, read_cost, scores
 from .results import Results, config_of_run
 from .statistics import mean_of
 
@@ -39,11 +39,13 @@ AXES: dict[str, Callable[[Run, Cost], float | None]] = {
 
 
 def save_plots(results: Results, folder: Path) -> list[Path]:
-    """One picture per data set whose costs are measured: AP against each of `AXES`."""
+    """One picture per data set with runs and measured costs: AP against each of `AXES`."""
+    methods = results.grid.methods
     return [
         _plot(results, data, cost["methods"], folder / f"{data}.png")
         for data in results.grid.data
         if (cost := read_cost(results, data)) is not None
+        and any(done(results, data, name) for name in methods)
     ]
 
 

@@ -16,7 +16,7 @@ GROUPS = {
     "ps": "position-sensitive RoIAlign (a bank of 49); channels: Light-Head 10, R-FCN 21",
     "pool": "RoI max pooling; position-sensitive average pooling (a bank of 49)",
     "bank": "banks of 9 (by sub-region) and of 3 (by aspect ratio)",
-    "stage": "the whole FSN RoI stage: feature, 9 + 3 bank maps, merge",
+    "stage": "the FSN RoI stage over computed maps: feature, 9 + 3 bank maps, merge",
     "rois": "100 and 8000 RoIs",
     "channels": "16, 128 and 256 channels",
     "banks": "banks of 1, 25 and 49 maps",

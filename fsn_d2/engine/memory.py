@@ -15,8 +15,9 @@ __all__ = ["PeakMemory", "limit_convolution_caches", "peak_memory_mib", "residen
 
 # On Linux. There ru_maxrss begins with what the program held that started this one.
 STATUS = Path("/proc/self/status")
-# Enough for an image of fsn_R50, which needs 53 (counted by ONEDNN_VERBOSE=2). fsaf_R50_joint needs
-# 88 and so compiles them for every image, in 0.02 of its 6 seconds on one core.
+# Enough for an image of faster_rcnn_R50 or fsn_R50, which need about 50 (counted by
+# ONEDNN_VERBOSE=2). fsaf_R50_joint needs 88 and so compiles them for every image, in 0.02 of its
+# 6 seconds on one core.
 KEPT_KERNELS = 64
 
 

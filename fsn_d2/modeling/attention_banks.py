@@ -1,5 +1,6 @@
 """What Feature Selective Networks pool from, made once per image and level: the reduced feature,
-the sub-region bank and the aspect-ratio bank (FSN, section 3).
+the sub-region bank and the aspect-ratio bank, or the convolutions that make them of what was pooled
+(FSN, section 3).
 """
 
 from __future__ import annotations
