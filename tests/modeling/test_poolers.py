@@ -227,7 +227,7 @@ def test_boxes_centred_outside_the_image_read_its_outermost_sub_regions() -> Non
 # ---------------------------------------------------------------------------- with the banks
 
 
-def make_stage(scales: tuple, merge: str, activation: str, **changes):
+def make_stage(scales: tuple, merge: str, activation: str, bank_input: str, **changes):
     torch.manual_seed(0)
     pooler = make_pooler(merge=merge, activation=activation, scales=scales, **changes)
     banks = AttentionBanks(
@@ -237,8 +237,9 @@ def make_stage(scales: tuple, merge: str, activation: str, **changes):
         shift=1,
         num_ratios=len(RATIOS),
         kernel_size=1,
-        input="feature",
+        input=bank_input,
         start=pooler.merge.start,
+        readies_maps=False,
     )
     return banks, pooler
 
@@ -253,15 +254,17 @@ def features_for(scales: tuple) -> dict[str, Tensor]:
 @torch.no_grad()
 @pytest.mark.parametrize(("merge", "activation"), MERGES)
 @pytest.mark.parametrize("reading", ["roi", "image"])
+@pytest.mark.parametrize("bank_input", ["feature", "reduced"])
 def test_every_merge_begins_close_to_plain_pooling(
-    merge: str, activation: str, reading: str, box_lists: list[Boxes]
+    merge: str, activation: str, reading: str, bank_input: str, box_lists: list[Boxes]
 ) -> None:
-    banks, pooler = make_stage(PYRAMID, merge, activation, sub_region=reading)
+    banks, pooler = make_stage(PYRAMID, merge, activation, bank_input, sub_region=reading)
     maps = list(banks(features_for(PYRAMID), IMAGE_SIZES).values())
     plain = ROIPooler(7, PYRAMID, 2, "ROIAlignV2")([m.roi for m in maps], box_lists)
     change = (pooler(maps, box_lists) - plain).norm() / plain.norm()
-    # The attention deviates by 0.01 * sqrt(2 * 256) = 0.23 of a unit-variance feature; pooling
-    # averages it like the feature itself, whose variance the reduction first doubles at most.
+    # The attention deviates by 0.01 * sqrt(2 * 256) = 0.23 of a unit-variance feature, of the
+    # reduced one by less; pooling averages it like the feature itself, whose variance the reduction
+    # first doubles at most.
     assert 0 < change < 0.35
 
 
@@ -269,10 +272,17 @@ def test_every_merge_begins_close_to_plain_pooling(
 @pytest.mark.parametrize("reading", ["roi", "image"])
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0), (1, 1)])
 @pytest.mark.parametrize(("merge", "activation"), MERGES)
+@pytest.mark.parametrize("bank_input", ["feature", "reduced"])
 def test_every_parameter_has_a_gradient_however_few_boxes_there_are(
-    scales: tuple, reading: str, counts: tuple, merge: str, activation: str, random_boxes
+    bank_input: str,
+    scales: tuple,
+    reading: str,
+    counts: tuple,
+    merge: str,
+    activation: str,
+    random_boxes: Callable[..., Boxes],
 ) -> None:
-    banks, pooler = make_stage(scales, merge, activation, sub_region=reading)
+    banks, pooler = make_stage(scales, merge, activation, bank_input, sub_region=reading)
     boxes = [random_boxes(n, *size) for n, size in zip(counts, IMAGE_SIZES, strict=True)]
     pooled = pooler(list(banks(features_for(scales), IMAGE_SIZES).values()), boxes)
     assert pooled.shape == (sum(counts), CHANNELS, 7, 7)
