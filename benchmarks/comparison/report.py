@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .results import Results, fingerprint
+from .results import Results, config_of_run, fingerprint
 from .statistics import Interval, Mean, mean_of, paired_interval
 
 ACCURACY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-wide", "AP-square", "AP-tall")
@@ -153,13 +153,14 @@ def _score(results: Results, data: str, metric: str, method: str) -> str:
 
 
 def _rate(results: Results, data: str, method: str) -> str:
-    found = done(results, data, method)
-    if not found:
+    try:
+        chosen = results.rate_of(data, method)
+    except LookupError:
         return "-"
-    rates = {result["run"]["options"].get("SOLVER.BASE_LR") for result in found} - {None}
+    rate = config_of_run(results.grid.seed_runs(data, method, chosen)[0]).SOLVER.BASE_LR
     tried = results.grid.rates
     notes = {min(tried): " (lowest tried)", max(tried): " (highest tried)"} if tried else {}
-    return ", ".join(f"{rate}{notes.get(rate, '')}" for rate in sorted(rates)) or "config"
+    return f"{rate}{notes.get(rate, '')}"
 
 
 def _time(cost: dict[str, Any] | None, key: str) -> str:
