@@ -24,7 +24,7 @@ struct TileTaps {
   int* counts;
   int rows;
 
-  FSN_D2_DEVICE static int64_t bytes(int rows, int columns) {
+  FSN_D2_HOST_AND_DEVICE static int64_t bytes(int rows, int columns) {
     const int lists = (rows + columns + 3) / 4 * 4;  // keeps what follows aligned
     return lists * (kPitch * static_cast<int64_t>(sizeof(Tap<scalar_t>)) + 4);
   }
@@ -99,7 +99,7 @@ struct PooledTile {
   int pitch;  // odd, so that the bins of a channel lie in different banks of shared memory
   int bins;
 
-  FSN_D2_DEVICE static int64_t bytes(int slots, int bins, int channels) {
+  FSN_D2_HOST_AND_DEVICE static int64_t bytes(int slots, int bins, int channels) {
     return static_cast<int64_t>(slots) * bins * (channels | 1) * sizeof(scalar_t);
   }
 
