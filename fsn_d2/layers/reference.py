@@ -18,7 +18,8 @@ MAX_SAMPLING_RATIO = 1024
 _OP = "selective_roi_align"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MAX_GRID = 2**24  # as in csrc/roi_geometry.h
-_MAX_ROWS_AT_ONCE = 2**21  # table rows gathered at once: bounds the memory for huge RoIs
+_MAX_ROWS_AT_ONCE = 2**21  # entries of bags made at once: bounds the memory for huge RoIs
+_MAX_VALUES_AT_ONCE = 2**26  # the same for the gradients of these entries, C values each
 
 
 class Taps(NamedTuple):
@@ -58,7 +59,8 @@ def check_shapes(
     target = [rois.shape[0], *output_size]
     sizes = [1] * (3 - bank_index.dim()) + list(bank_index.shape)
     torch._check(
-        len(sizes) == 3 and all(s == 1 or s == t for s, t in zip(sizes, target, strict=True)),
+        # Equality first: a K that depends on data can be compared with itself, not with 1.
+        len(sizes) == 3 and all(s == t or s == 1 for s, t in zip(sizes, target, strict=True)),
         lambda: (
             f"{op}: bank_index must broadcast to [K, PH, PW] = {target}, "
             f"got {list(bank_index.shape)}"
@@ -198,11 +200,16 @@ def _collect_bags(
     samples = (rows.grid.double() * columns.grid.double()).clamp(min=1)
     share = of_bag((1 / samples).to(rois.dtype)[:, None, None])
     weight = rows.weight[row] * columns.weight[column] * share
-    return Bags(cell + of_bag(index), weight, bag, bag_size.cumsum(0) - bag_size)
+    kept = weight != 0  # like the kernels: what has no weight is not read, infinite or not
+    kept_before = F.pad(kept.cumsum(0), (1, 0))
+    first = kept_before[bag_size.cumsum(0) - bag_size]
+    return Bags((cell + of_bag(index))[kept], weight[kept], bag[kept], first)
 
 
-def _rois_at_once(input_size: list[int], rois: Tensor, scale: float, ratio: int, bins: int) -> int:
-    """How many RoIs to pool at once, so that their bags stay within bounds."""
+def _rois_at_once(
+    input_size: list[int], rois: Tensor, scale: float, ratio: int, bins: int, max_rows: float
+) -> int:
+    """How many RoIs to pool at once, so that their bags have at most `max_rows` entries."""
     if ratio > 0:
         rows = 4.0 * ratio * ratio * bins
     else:
@@ -210,7 +217,7 @@ def _rois_at_once(input_size: list[int], rois: Tensor, scale: float, ratio: int,
         sides = ((rois[:, 3:] - rois[:, 1:3]).abs() * scale).nan_to_num()
         seen = (sides[:, 0].clamp(max=width) + 4) * (sides[:, 1].clamp(max=height) + 4)
         rows = 4.0 * (float(seen.max()) + bins)
-    return max(1, int(_MAX_ROWS_AT_ONCE / rows))
+    return max(1, int(max_rows / rows))
 
 
 def selective_roi_align_reference(
@@ -244,7 +251,7 @@ def selective_roi_align_reference(
         return input.new_empty(len(rois), channels, *output_size) + 0 * input.sum()
     table = input.permute(0, 3, 4, 1, 2).reshape(-1, channels).to(rois.dtype)
     bins = output_size[0] * output_size[1]
-    step = _rois_at_once(size, rois, spatial_scale, sampling_ratio, bins)
+    step = _rois_at_once(size, rois, spatial_scale, sampling_ratio, bins, _MAX_ROWS_AT_ONCE)
     pooled = []
     for r, i in zip(rois.split(step), index.split(step), strict=True):
         bags = _collect_bags(size, r, i, spatial_scale, sampling_ratio)
@@ -277,7 +284,8 @@ def selective_roi_align_backward_reference(
     index = bank_index.long().expand(len(rois), *output_size)
     if len(rois) and channels:
         bins = output_size[0] * output_size[1]
-        step = _rois_at_once(input_size, rois, spatial_scale, sampling_ratio, bins)
+        rows = min(_MAX_ROWS_AT_ONCE, _MAX_VALUES_AT_ONCE / channels)
+        step = _rois_at_once(input_size, rois, spatial_scale, sampling_ratio, bins, rows)
         grad_bins = grad_output.permute(0, 2, 3, 1).to(rois.dtype)
         for r, i, g in zip(rois.split(step), index.split(step), grad_bins.split(step), strict=True):
             bags = _collect_bags(input_size, r, i, spatial_scale, sampling_ratio)

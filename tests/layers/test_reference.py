@@ -37,11 +37,13 @@ def test_pooling_in_parts_changes_nothing(
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
-@pytest.mark.parametrize("rows_at_once", [1, 300, 2**21])
+@pytest.mark.parametrize(
+    ("bound", "value"), [("ROWS", 1), ("ROWS", 300), ("VALUES", 600), ("VALUES", 2**26)]
+)
 def test_the_gradient_is_that_of_autograd_through_the_forward(
-    ratio: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+    ratio: int, bound: str, value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "_MAX_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(reference, f"_MAX_{bound}_AT_ONCE", value)
     bank = torch.randn(2, 3, 2, 7, 8, dtype=torch.float64, requires_grad=True)
     pooled = selective_roi_align_reference(bank, ROIS, INDEX, [2, 3], 0.125, ratio)
     grad_output = torch.randn_like(pooled)

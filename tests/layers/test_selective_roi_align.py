@@ -146,6 +146,24 @@ def test_samples_worked_by_hand(pool: Callable) -> None:
 
 
 @both_implementations
+@pytest.mark.parametrize(
+    "roi",
+    [
+        pytest.param([-9.0, -9, 3.5, 3.5], id="samples outside of the map"),
+        pytest.param([1.0, 1, 3, 3], id="samples on cells"),
+    ],
+)
+def test_what_no_sample_reads_may_be_infinite(pool: Callable, roi: list[float]) -> None:
+    bank = torch.arange(1, 17.0).view(1, 1, 1, 4, 4)
+    infinite = bank.clone()
+    infinite[..., 0, :] = infinite[..., 3, :] = torch.inf
+    infinite[..., 0] = infinite[..., 3] = torch.nan
+    arguments = torch.tensor([[0, *roi]]), torch.tensor([0]), [2, 2], 1.0, 2 if roi[0] < 0 else 1
+    pooled = pool(bank, *arguments)
+    assert pooled.any() and pool(infinite, *arguments).equal(pooled)
+
+
+@both_implementations
 def test_a_bin_reads_the_map_that_bank_index_names(pool: Callable) -> None:
     """Maps hold 100 * image + 10 * map + channel everywhere."""
     image, map_, channel = torch.arange(2), torch.arange(3), torch.arange(2)
@@ -587,6 +605,22 @@ def test_a_trace_takes_other_numbers_of_rois(traced_with: int) -> None:
         rois = rois_on_small_map(count)
         assert traced(bank, rois).equal(pool(bank, rois))
         assert traced(larger, rois).equal(pool(larger, rois))
+
+
+def test_exports_with_as_many_rois_as_the_data_says() -> None:
+    class FilterAndPool(torch.nn.Module):
+        def forward(self, bank: Tensor, rois: Tensor) -> Tensor:
+            rois = rois[rois[:, 1] > 5]
+            index = (rois[:, 3] > rois[:, 4]).long()[:, None, None]
+            return selective_roi_align(bank, rois, index, 2, 1 / STRIDE, 2)
+
+    bank, rois = torch.randn(2, 2, 4, 6, 5), rois_on_small_map(20)
+    exported = torch.export.export(FilterAndPool(), (bank, rois)).module()
+    for kept in (20, 7, 1, 0):
+        some = rois.clone()
+        some[:, 1] = torch.where(torch.arange(20) < kept, 6.0, 4.0)
+        pooled = exported(bank, some)
+        assert len(pooled) == kept and pooled.equal(FilterAndPool()(bank, some))
 
 
 def test_meta_tensors_give_shapes() -> None:
