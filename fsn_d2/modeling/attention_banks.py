@@ -5,6 +5,7 @@ the sub-region bank and the aspect-ratio bank, or the convolutions that make the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsn_d2.layers import PointwiseConv2d, ShiftedConv2d, grid_offsets, start_convolution
+
+# Of the attention around the start that a merge names, where the input has unit variance.
+_START_DEVIATION = 0.06
 
 
 class DeferredMaps(NamedTuple):
@@ -142,7 +146,10 @@ class AttentionBanks(nn.Module):
             if start is None:
                 weight_init.c2_xavier_fill(conv)
             else:
-                start_convolution(conv, std=0.01, bias=start / len(convs))
+                fan_in = conv.weight[0].numel()
+                start_convolution(
+                    conv, std=_START_DEVIATION / math.sqrt(fan_in), bias=start / len(convs)
+                )
 
     def forward(self, features: dict[str, Tensor], image_sizes: list) -> dict[str, SelectiveMaps]:
         """
