@@ -90,11 +90,10 @@ class Runner:
         command += ["--num-gpus", str(gpus)] if gpus else []
         command += [*run.opts, "OUTPUT_DIR", str(output)]
         command += [] if gpus else ["MODEL.DEVICE", "cpu"]
-        shown = range(slot * gpus, (slot + 1) * gpus)
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(self.slots.threads),
-            "CUDA_VISIBLE_DEVICES": ",".join(map(str, shown)),
+            "CUDA_VISIBLE_DEVICES": ",".join(_visible_gpus(slot * gpus, gpus)),
         }
         with (output / "stdout.txt").open("a") as log:
             process = subprocess.Popen(
@@ -143,6 +142,17 @@ class Runner:
         """Removes the checkpoints of a run that is collected."""
         if not self.keep:
             shutil.rmtree(output)
+
+
+def _visible_gpus(first: int, count: int) -> list[str]:
+    """What CUDA calls `count` GPUs from number `first` on, of those that this process may use.
+
+    CUDA counts from 0 what the variable shows, which need not begin with the machine's first.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        return [str(number) for number in range(first, first + count)]
+    return shown.split(",")[first : first + count]
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -386,6 +386,39 @@ def test_sigterm_ends_what_is_under_way(runner: Any, results: Any) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (None, ["0,1", "2,3"]),
+        ("4,5,6,7", ["4,5", "6,7"]),
+        ("GPU-a,3,GPU-b,1,0", ["GPU-a,3", "GPU-b,1"]),
+    ],
+)
+def test_runs_get_gpus_of_those_that_are_shown(
+    shown: str | None,
+    expected: list[str],
+    modules: SimpleNamespace,
+    results: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    if shown is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    given: list[str] = []
+
+    def popen(command: list[str], *, env: dict[str, str], **options: Any) -> SimpleNamespace:
+        given.append(env["CUDA_VISIBLE_DEVICES"])
+        return SimpleNamespace()
+
+    monkeypatch.setattr(modules.runner.subprocess, "Popen", popen)
+    runner = modules.runner.Runner(modules.runner.Slots(2, 1, 2), tmp_path / "work")
+    for run in results.grid.tuning_runs("bccd", "plain"):
+        runner.start(run)
+    assert given == expected
+
+
 def test_the_machine_is_divided(modules: SimpleNamespace) -> None:
     divide, slots = modules.runner.slots_for, modules.runner.Slots
     assert divide(0, 0, 1, 2) == slots(1, 2, 0)
