@@ -100,7 +100,8 @@ def fingerprint(run: Run) -> str:
 
 @functools.cache
 def _fingerprint(config: Path, opts: tuple[str, ...]) -> str:
-    cfg = load_config(str(config), [*opts, "OUTPUT_DIR", "output", "MODEL.DEVICE", "cpu"])
+    cfg = load_config(str(config), [*opts, "OUTPUT_DIR", "output"])
+    cfg.MODEL.DEVICE = "cpu"  # not an option above: mixed precision is refused on the CPU
     return hashlib.sha256(cfg.dump().encode()).hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,6 +171,19 @@ def test_a_result_of_other_settings_does_not_count(results: Any, modules: Simple
     stored = json.loads(results.path_of(run).read_text())
     results.write(other, stored)  # what another rate found
     assert results.read(other) is None
+
+
+def test_mixed_precision_counts_and_the_machine_does_not(
+    results: Any, modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = results.grid.seed_runs("bccd", "fsn", None)[0]
+    mixed = replace(run, options={**run.options, "SOLVER.AMP.ENABLED": True})
+    on_cpu = modules.results.fingerprint(run)
+    modules.results._fingerprint.cache_clear()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert modules.results.fingerprint(run) == on_cpu
+    assert modules.results.fingerprint(mixed) != on_cpu
+    modules.results._fingerprint.cache_clear()
 
 
 def test_what_another_grid_has_done_is_not_repeated(
