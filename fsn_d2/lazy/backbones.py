@@ -6,10 +6,11 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.config import LazyCall as L
-from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone import FPN, BasicStem, BottleneckBlock, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 from ..modeling.backbone.timm_backbone import TimmBackbone
+from .shared import require_values
 
 RES5_CHANNELS = 2048
 
@@ -18,7 +19,7 @@ def lazy_pyramid(cfg: CfgNode) -> Any:
     """A feature pyramid over a ResNet or a timm model.
 
     Raises:
-        ValueError: the config names another backbone.
+        ValueError: the config names another backbone, or a ResNet with other kinds of blocks.
     """
     builders = {
         "build_resnet_fpn_backbone": (_resnet, False),
@@ -57,15 +58,45 @@ def _timm_channels(name: str) -> int:
     return TimmBackbone(name=name).output_shape()["res5"].channels
 
 
+def resnet_stages(
+    depth: int, *, num_groups: int, width_per_group: int, **options: Any
+) -> list[list[BottleneckBlock]]:
+    """Detectron2's default stages, ResNeXt's widths among them.
+
+    Args:
+        depth: 50, 101 or 152.
+        num_groups: of the 3 x 3 convolutions.
+        width_per_group: their channels per group in res2; every further stage has twice as many.
+        options: of `BottleneckBlock`.
+    """
+
+    def block(*, bottleneck_channels: int, **of_block: Any) -> BottleneckBlock:
+        # Detectron2 gives ResNet's own width here: 64 in res2, twice that in every further stage.
+        width = bottleneck_channels * num_groups * width_per_group // 64
+        return BottleneckBlock(bottleneck_channels=width, num_groups=num_groups, **of_block)
+
+    return ResNet.make_default_stages(depth, block_class=block, **options)
+
+
 def _resnet(cfg: CfgNode) -> Any:
+    require_values(
+        cfg,
+        {
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
+            "MODEL.RESNETS.RES5_DILATION": 1,
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False] * 4,
+        },
+    )
     resnet = cfg.MODEL.RESNETS
     return L(ResNet)(
         stem=L(BasicStem)(in_channels=3, out_channels=resnet.STEM_OUT_CHANNELS, norm=resnet.NORM),
-        stages=L(ResNet.make_default_stages)(
+        stages=L(resnet_stages)(
             depth=resnet.DEPTH,
             stride_in_1x1=resnet.STRIDE_IN_1X1,
             norm=resnet.NORM,
             num_groups=resnet.NUM_GROUPS,
+            width_per_group=resnet.WIDTH_PER_GROUP,
         ),
         out_features=resnet.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,

@@ -27,10 +27,13 @@ def lazy_config(yaml_file: str | Path) -> LazyParts:
     """The LazyConfig version of a YAML config.
 
     Args:
-        yaml_file: path; its values, those of its bases, and Detectron2's defaults are taken over.
+        yaml_file: path; its values, those of its bases, and Detectron2's defaults are taken over,
+            but for further sets of `DATASETS.TEST` and the key `WATCH`, which Detectron2's plain
+            trainer has no place for.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_config`, or there is no LazyConfig version.
+        FileNotFoundError: as `load_config`.
+        ValueError: as `load_config`, or a value that the trees cannot hold; the message names it.
     """
     cfg = load_config(str(yaml_file))
     return LazyParts(

@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from .dense import lazy_fsaf
+from .shared import require_values
 from .two_stage import lazy_generalized_rcnn
 
 
@@ -29,4 +30,8 @@ def lazy_model(cfg: CfgNode) -> Any:
         raise ValueError(
             f"MODEL.META_ARCHITECTURE {name!r} has no LazyConfig version; {sorted(builders)} do."
         )
+    require_values(
+        cfg,
+        {"MODEL.MASK_ON": False, "MODEL.KEYPOINT_ON": False, "MODEL.LOAD_PROPOSALS": False},
+    )
     return builders[name](cfg)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,7 +15,27 @@ from detectron2.modeling.matcher import Matcher
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
 
 
+def require_values(cfg: CfgNode, values: Mapping[str, Any]) -> None:
+    """Refuses a config that a tree could not hold, rather than build something else from it.
+
+    Args:
+        cfg: whose tree is to be built.
+        values: key -> the one value that the tree is right for.
+
+    Raises:
+        ValueError: a key has another value.
+    """
+    for key, value in values.items():
+        found = reduce(getattr, key.split("."), cfg)
+        if found != value:
+            raise ValueError(
+                f"{key} {found!r} has no LazyConfig version here; {value!r} has. Use the YAML "
+                "config, or change the key."
+            )
+
+
 def lazy_anchors(cfg: CfgNode, levels: Sequence[str]) -> Any:
+    require_values(cfg, {"MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator"})
     anchors = cfg.MODEL.ANCHOR_GENERATOR
     return L(DefaultAnchorGenerator)(
         sizes=anchors.SIZES,

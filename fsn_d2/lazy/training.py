@@ -22,11 +22,20 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, OmegaConf
 
 from ..data import TolerantMapper
+from .shared import require_values
 
 
 def lazy_data(cfg: CfgNode) -> DictConfig:
-    """Loaders of DATASETS.TRAIN and of the first of DATASETS.TEST, and its evaluator."""
+    """Loaders of DATASETS.TRAIN and of the first of DATASETS.TEST, and its evaluator.
+
+    Raises:
+        ValueError: the config asks for another sampler, or to allow images from outside.
+    """
+    require_values(
+        cfg, {"DATALOADER.SAMPLER_TRAIN": "TrainingSampler", "DATASETS.ALLOW_OUTSIDE": False}
+    )
     image = cfg.INPUT
+    crop = L(T.RandomCrop)(crop_type=image.CROP.TYPE, crop_size=list(image.CROP.SIZE))
     flip = L(T.RandomFlip)(
         horizontal=image.RANDOM_FLIP == "horizontal", vertical=image.RANDOM_FLIP == "vertical"
     )
@@ -35,6 +44,11 @@ def lazy_data(cfg: CfgNode) -> DictConfig:
         max_size=image.MAX_SIZE_TRAIN,
         sample_style=image.MIN_SIZE_TRAIN_SAMPLING,
     )
+    for_training = [
+        *([crop] if image.CROP.ENABLED else []),
+        resize,
+        *([flip] if image.RANDOM_FLIP != "none" else []),
+    ]
     for_test = L(T.ResizeShortestEdge)(
         short_edge_length=image.MIN_SIZE_TEST,
         max_size=image.MAX_SIZE_TEST,
@@ -47,9 +61,7 @@ def lazy_data(cfg: CfgNode) -> DictConfig:
                     names=cfg.DATASETS.TRAIN,
                     filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
                 ),
-                mapper=_mapper(
-                    cfg, [resize] if image.RANDOM_FLIP == "none" else [resize, flip], train=True
-                ),
+                mapper=_mapper(cfg, for_training, train=True),
                 total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
                 aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -117,12 +129,8 @@ def lazy_schedule(cfg: CfgNode) -> Any:
     Raises:
         ValueError: the config asks for another scheduler.
     """
+    require_values(cfg, {"SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR"})
     solver = cfg.SOLVER
-    if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
-        raise ValueError(
-            f"SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r} has no LazyConfig version here;"
-            " WarmupMultiStepLR does."
-        )
     steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
     return L(WarmupParamScheduler)(
         scheduler=L(MultiStepParamScheduler)(
@@ -137,7 +145,23 @@ def lazy_schedule(cfg: CfgNode) -> Any:
 
 
 def lazy_run(cfg: CfgNode) -> dict[str, Any]:
-    """What remains, under `train`, as in Detectron2's configs/common/train.py."""
+    """What remains, under `train`, as in Detectron2's configs/common/train.py.
+
+    Raises:
+        ValueError: the config asks for what this project's trainer does, but Detectron2's plain
+            one does not.
+    """
+    require_values(
+        cfg,
+        {
+            "SOLVER.REFERENCE_WORLD_SIZE": 0,
+            "SOLVER.NONFINITE": "stop",
+            "DETERMINISTIC": False,
+            "WATCH.PATIENCE": 0,
+            "TEST.AUG.ENABLED": False,
+            "TEST.PRECISE_BN.ENABLED": False,
+        },
+    )
     return {
         "output_dir": cfg.OUTPUT_DIR,
         "init_checkpoint": cfg.MODEL.WEIGHTS,
@@ -147,6 +171,7 @@ def lazy_run(cfg: CfgNode) -> dict[str, Any]:
         "checkpointer": {"period": cfg.SOLVER.CHECKPOINT_PERIOD, "max_to_keep": 100},
         "eval_period": cfg.TEST.EVAL_PERIOD,
         "log_period": 20,
+        "cudnn_benchmark": cfg.CUDNN_BENCHMARK,
         "device": cfg.MODEL.DEVICE,
         "seed": cfg.SEED,
         "classes": cfg.DATASETS.CLASSES,

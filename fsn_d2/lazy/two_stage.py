@@ -22,7 +22,14 @@ from ..modeling.merges import build_merge
 from ..modeling.poolers import SelectiveROIPooler, pools_in_one_pass
 from ..modeling.roi_heads import FSNROIHeads
 from .backbones import lazy_pyramid
-from .shared import STRIDES, lazy_anchors, lazy_box_transform, lazy_matcher, num_anchors
+from .shared import (
+    STRIDES,
+    lazy_anchors,
+    lazy_box_transform,
+    lazy_matcher,
+    num_anchors,
+    require_values,
+)
 
 # Paths as the trees below see them: OmegaConf counts a dot per step towards the root.
 _POOLER = "${...box_pooler"
@@ -32,15 +39,13 @@ def lazy_generalized_rcnn(cfg: CfgNode) -> Any:
     """Faster R-CNN or FSN as the config describes it.
 
     Raises:
-        ValueError: the config asks for other heads, masks or keypoints.
+        ValueError: the config asks for other heads, or for another proposal generator.
     """
     builders = {"StandardROIHeads": _standard_heads, "FSNROIHeads": _fsn_heads}
     name = cfg.MODEL.ROI_HEADS.NAME
-    if name not in builders or cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
+    if name not in builders:
         raise ValueError(
-            f"MODEL.ROI_HEADS.NAME {name!r}, with MASK_ON {cfg.MODEL.MASK_ON} and KEYPOINT_ON "
-            f"{cfg.MODEL.KEYPOINT_ON}, has no LazyConfig version here; {sorted(builders)} for "
-            "boxes do."
+            f"MODEL.ROI_HEADS.NAME {name!r} has no LazyConfig version here; {sorted(builders)} do."
         )
     return L(GeneralizedRCNN)(
         backbone=lazy_pyramid(cfg),
@@ -54,6 +59,10 @@ def lazy_generalized_rcnn(cfg: CfgNode) -> Any:
 
 
 def _rpn(cfg: CfgNode) -> Any:
+    require_values(
+        cfg,
+        {"MODEL.PROPOSAL_GENERATOR.NAME": "RPN", "MODEL.RPN.HEAD_NAME": "StandardRPNHead"},
+    )
     rpn = cfg.MODEL.RPN
     return L(RPN)(
         in_features=rpn.IN_FEATURES,
@@ -148,6 +157,7 @@ def _scales(cfg: CfgNode) -> tuple[float, ...]:
 
 def _common_parts(cfg: CfgNode, channels: int | str) -> dict[str, Any]:
     """What both heads have: sampling, the layers behind the pooler, the predictor."""
+    require_values(cfg, {"MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead"})
     heads, box_head = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
     resolution = box_head.POOLER_RESOLUTION
     return {

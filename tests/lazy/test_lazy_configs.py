@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
@@ -14,6 +17,7 @@ from torch import nn
 from fsn_d2.data import TolerantMapper
 from fsn_d2.engine import load_config
 from fsn_d2.lazy import lazy_config, lazy_model, load_lazy_config
+from fsn_d2.lazy.training import lazy_data
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "lazy").glob("*.py"))
@@ -34,12 +38,16 @@ def yaml_config(name: str, *opts: str) -> CfgNode:
     return load_config(str(CONFIGS / f"{name}.yaml"), [*SMALL, *opts])
 
 
-def assert_same_model(ours: nn.Module, wanted: nn.Module) -> None:
-    """Of the same parameters, and of the same detections and losses with the same weights."""
+def assert_same_parameters(ours: nn.Module, wanted: nn.Module) -> None:
     shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (ours, wanted)]
     assert shapes[0] == shapes[1]
     learnt = [{k for k, p in m.named_parameters() if p.requires_grad} for m in (ours, wanted)]
     assert learnt[0] == learnt[1]
+
+
+def assert_same_model(ours: nn.Module, wanted: nn.Module) -> None:
+    """Of the same parameters, and of the same detections with the same weights."""
+    assert_same_parameters(ours, wanted)
     if hasattr(wanted, "proposal_generator"):  # else random boxes leave the image
         torch.nn.init.zeros_(wanted.proposal_generator.rpn_head.anchor_deltas.weight)
         torch.nn.init.zeros_(wanted.roi_heads.box_predictor.bbox_pred.weight)
@@ -84,6 +92,21 @@ def test_both_styles_build_the_same_model(name: str) -> None:
 def test_the_choices_of_a_config_are_kept(name: str, opts: list[str]) -> None:
     cfg = yaml_config(name, *opts)
     assert_same_model(instantiate(lazy_model(cfg)), build_model(cfg))
+
+
+@pytest.mark.parametrize(
+    ("name", "opts"),
+    [
+        ("retinanet_X101", []),
+        ("fsaf_X101_joint", []),
+        ("fsn_R50", ["MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"]),
+    ],
+)
+def test_a_resnext_has_its_own_widths(name: str, opts: list[str]) -> None:
+    cfg = yaml_config(name, *opts)
+    cfg.MODEL.DEVICE = "meta"  # shapes alone: on the CPU each takes seconds and much memory
+    with torch.device("meta"):
+        assert_same_parameters(instantiate(lazy_model(cfg)), build_model(cfg))
 
 
 def test_overrides_reach_all_that_depends_on_them() -> None:
@@ -137,6 +160,55 @@ def test_data_optimizer_and_schedule_are_those_of_the_yaml() -> None:
         assert drawn[0] == drawn[1]
         assert mapper.image_format == yaml_mapper.image_format
         assert mapper.max_pixels == yaml_mapper.max_pixels
+
+
+@pytest.mark.parametrize("opts", [["INPUT.CROP.ENABLED", "True"], ["INPUT.RANDOM_FLIP", "none"]])
+def test_images_are_augmented_as_by_the_yaml(opts: list[str]) -> None:
+    cfg = yaml_config("fsn_R50", "INPUT.CROP.TYPE", "absolute_range", *opts)
+    cfg.INPUT.CROP.SIZE = [200, 300]
+    mappers = (instantiate(lazy_data(cfg).train.mapper), TolerantMapper(cfg, is_train=True))
+    image = np.random.default_rng(0).integers(256, size=(400, 500, 3), dtype=np.uint8)
+    found = []
+    for mapper in mappers:
+        np.random.seed(0)  # Detectron2's augmentations draw from it
+        sample = T.AugInput(image)
+        mapper.augmentations(sample)
+        found.append(sample.image)
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.RESNETS.STEM_OUT_CHANNELS", "32"),
+        ("MODEL.RESNETS.RES2_OUT_CHANNELS", "128"),
+        ("MODEL.RESNETS.RES5_DILATION", "2"),
+        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False, True, True, True]"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
+        ("MODEL.RPN.HEAD_NAME", "MyHead"),
+        ("MODEL.ROI_BOX_HEAD.NAME", "MyHead"),
+        ("MODEL.KEYPOINT_ON", "True"),
+        ("MODEL.LOAD_PROPOSALS", "True"),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        ("DATASETS.ALLOW_OUTSIDE", "True"),
+        ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+        ("SOLVER.REFERENCE_WORLD_SIZE", "8"),
+        ("SOLVER.NONFINITE", "skip"),
+        ("DETERMINISTIC", "True"),
+        ("WATCH.PATIENCE", "5"),
+        ("TEST.AUG.ENABLED", "True"),
+        ("TEST.PRECISE_BN.ENABLED", "True"),
+    ],
+)
+def test_a_setting_that_a_tree_cannot_hold_is_refused(key: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "changed.yaml"
+    *sections, last = key.split(".")
+    lines = [f"_BASE_: {CONFIGS / 'fsn_R50.yaml'}"]
+    lines += [f"{'  ' * depth}{section}:" for depth, section in enumerate(sections)]
+    path.write_text("\n".join([*lines, f"{'  ' * len(sections)}{last}: {value}\n"]))
+    with pytest.raises(ValueError, match=re.escape(key) + " .* has no LazyConfig version"):
+        lazy_config(path)
 
 
 def test_what_has_no_lazy_version_is_refused() -> None:
