@@ -104,11 +104,10 @@ def _standard_heads(cfg: CfgNode) -> Any:
 
 def _fsn_heads(cfg: CfgNode) -> Any:
     fsn, box_head = cfg.MODEL.FSN, cfg.MODEL.ROI_BOX_HEAD
-    grid = 0 if fsn.SUB_REGION == "none" else fsn.GRID
     merge = {
         "name": fsn.MERGE,
         "channels": "${...box_banks.channels}",
-        "num_banks": bool(grid) + bool(len(fsn.RATIOS)),
+        "num_banks": L(_num_banks)(sub_region="${...sub_region}", ratios="${...ratios}"),
         "activation": fsn.ACTIVATION,
     }
     pooler = L(SelectiveROIPooler)(
@@ -117,7 +116,7 @@ def _fsn_heads(cfg: CfgNode) -> Any:
         sampling_ratio=box_head.POOLER_SAMPLING_RATIO,
         pooler_type=box_head.POOLER_TYPE,
         sub_region=fsn.SUB_REGION,
-        grid=grid,
+        grid=fsn.GRID,
         ratios=fsn.RATIOS,
         merge=L(build_merge)(**merge),
         pooling=fsn.POOLING,
@@ -125,7 +124,7 @@ def _fsn_heads(cfg: CfgNode) -> Any:
     banks = L(AttentionBanks)(
         in_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         channels=fsn.CHANNELS,
-        grid="${..box_pooler.grid}",
+        grid=L(_grid_of_banks)(sub_region=f"{_POOLER}.sub_region}}", grid=f"{_POOLER}.grid}}"),
         shift=fsn.SHIFT,
         num_ratios=L(_count)(values=f"{_POOLER}.ratios}}"),
         kernel_size=fsn.BANK_KERNEL,
@@ -137,6 +136,14 @@ def _fsn_heads(cfg: CfgNode) -> Any:
     )
     parts = _common_parts(cfg, channels="${...box_banks.channels}")
     return L(FSNROIHeads)(box_pooler=pooler, box_banks=banks, **parts)
+
+
+def _num_banks(sub_region: str, ratios: Sequence[float]) -> int:
+    return int(sub_region != "none") + int(len(ratios) > 0)
+
+
+def _grid_of_banks(sub_region: str, grid: int) -> int:
+    return 0 if sub_region == "none" else grid
 
 
 def _count(values: Sequence[float]) -> int:

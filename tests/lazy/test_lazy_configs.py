@@ -127,6 +127,37 @@ def test_overrides_reach_all_that_depends_on_them() -> None:
     assert heads.box_predictor.cls_score.out_features == 5
 
 
+@pytest.mark.parametrize("merge", ["concat", "sum", "multiply"])
+@pytest.mark.parametrize(
+    ("overrides", "opts"),
+    [
+        (["sub_region=none"], ["MODEL.FSN.SUB_REGION", "none"]),
+        (["ratios=[]"], ["MODEL.FSN.RATIOS", "[]"]),
+        (
+            ["sub_region=none", "ratios=[]"],
+            ["MODEL.FSN.SUB_REGION", "none", "MODEL.FSN.RATIOS", "[]"],
+        ),
+    ],
+)
+def test_a_bank_that_is_switched_off_is_gone(
+    overrides: list[str], opts: list[str], merge: str
+) -> None:
+    path = str(CONFIGS / "lazy" / "fsn_Lite0_digits.py")
+    pooler = [f"merge.name={merge}", *overrides]
+    cfg = load_lazy_config(path, [f"model.roi_heads.box_pooler.{word}" for word in pooler])
+    cfg.model.backbone.bottom_up.pretrained = ""
+    cfg.model.roi_heads.box_predictor.test_score_thresh = 0.0
+    wanted = build_model(yaml_config("fsn_Lite0_digits", "MODEL.FSN.MERGE", merge, *opts))
+    assert_same_model(instantiate(cfg.model), wanted)
+
+
+def test_a_bank_that_was_off_can_be_switched_on() -> None:
+    cfg = lazy_model(yaml_config("fsn_Lite0_digits", "MODEL.FSN.SUB_REGION", "none"))
+    cfg.roi_heads.box_pooler.sub_region = "roi"
+    cfg.roi_heads.box_predictor.test_score_thresh = 0.0
+    assert_same_model(instantiate(cfg), build_model(yaml_config("fsn_Lite0_digits")))
+
+
 def test_data_optimizer_and_schedule_are_those_of_the_yaml() -> None:
     name = "fsn_Lite0_digits"
     parts, cfg = lazy_config(CONFIGS / f"{name}.yaml"), yaml_config(name)
