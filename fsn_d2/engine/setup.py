@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
     """Reads a config file of this project and applies overrides.
 
-    The device becomes the CPU where no GPU is at hand, and a timm backbone's input statistics are
-    adopted unless the config states its own.
+    The device becomes the CPU where no GPU is at hand, and the input statistics of a timm or
+    GoogLeNet backbone are adopted where the config does not state its own.
 
     Args:
         config_file: path of a YAML file.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -15,9 +17,10 @@ _logger = logging.getLogger(__name__)
 def adopt_input_statistics(cfg: CfgNode) -> None:
     """Set the pixel statistics and channel order to those of a backbone of this package, in place.
 
-    Nothing is done for Detectron2's own backbones, nor where ``MODEL.PIXEL_MEAN``,
-    ``MODEL.PIXEL_STD`` or ``INPUT.FORMAT`` differs from Detectron2's default: then the three are
-    the user's.
+    Of ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD`` and ``INPUT.FORMAT`` those are set that have
+    Detectron2's default. The others are the user's and stay; where pretrained weights of timm's or
+    torchvision's expect something else, a warning is logged. Nothing is done for Detectron2's own
+    backbones.
 
     Args:
         cfg: an unfrozen config.
@@ -26,19 +29,46 @@ def adopt_input_statistics(cfg: CfgNode) -> None:
         ImportError: timm is needed and not installed.
         ValueError: timm has no such model.
     """
-    if _input_keys(cfg) != _input_keys(get_cfg()):
-        return
-    name = cfg.MODEL.BACKBONE.NAME
-    if name.startswith("build_timm_"):
+    builder = cfg.MODEL.BACKBONE.NAME
+    if builder.startswith("build_timm_"):
+        network, pretrained = cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.PRETRAINED
         mean, std = _timm_statistics(cfg)
-    elif name.startswith("build_googlenet_"):
+    elif builder.startswith("build_googlenet_"):
+        network, pretrained = "GoogLeNet", cfg.MODEL.GOOGLENET.PRETRAINED
         # torchvision reaches the same numbers in two steps: its preset normalises by ImageNet's
         # mean and std, which the network's `transform_input` then undoes. We leave out both.
         mean, std = [127.5] * 3, [127.5] * 3
     else:
         return
-    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT = mean, std, "RGB"
-    _logger.info("%s: INPUT.FORMAT RGB, PIXEL_MEAN %s, PIXEL_STD %s", name, mean, std)
+    default = get_cfg()
+    expected: list[tuple[str, str, list[float] | str]] = [
+        ("MODEL", "PIXEL_MEAN", mean),
+        ("MODEL", "PIXEL_STD", std),
+        ("INPUT", "FORMAT", "RGB"),
+    ]
+    for section, key, value in expected:
+        found = cfg[section][key]
+        if list(found) == list(default[section][key]):
+            cfg[section][key] = value
+            _logger.info("%s: %s.%s %s", network, section, key, value)
+        elif pretrained and not cfg.MODEL.WEIGHTS and not _alike(found, value):
+            _logger.warning(
+                "%s.%s is %s, but the pretrained weights of %s expect %s. Set it to that, or take "
+                "it out of the config.",
+                section,
+                key,
+                found,
+                network,
+                value,
+            )
+
+
+def _alike(found: Sequence[float] | str, expected: Sequence[float] | str) -> bool:
+    """Whether two formats are equal, or two statistics up to a gray level, which does no harm."""
+    if isinstance(found, str) or isinstance(expected, str):
+        return found == expected
+    pairs = zip(found, expected, strict=False)
+    return len(found) == len(expected) and all(math.isclose(*pair, abs_tol=1) for pair in pairs)
 
 
 def _timm_statistics(cfg: CfgNode) -> tuple[list[float], list[float]]:
@@ -48,7 +78,3 @@ def _timm_statistics(cfg: CfgNode) -> tuple[list[float], list[float]]:
     source = require_timm_model(name).get_pretrained_cfg(name, allow_unregistered=False)
     # timm states them on the range 0..1.
     return [255 * value for value in source.mean], [255 * value for value in source.std]
-
-
-def _input_keys(cfg: CfgNode) -> tuple[list[float], list[float], str]:
-    return list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD), cfg.INPUT.FORMAT

@@ -50,25 +50,59 @@ def test_timms_statistics_are_adopted_as_rgb(backbone, timm, mean, std, caplog) 
     assert list(cfg.MODEL.PIXEL_MEAN) == pytest.approx(mean)
     assert list(cfg.MODEL.PIXEL_STD) == pytest.approx(std)
     assert cfg.INPUT.FORMAT == "RGB"
-    assert len(caplog.records) == 1
+    assert [record.levelname for record in caplog.records] == ["INFO"] * 3
+
+
+RESNET18 = {
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "INPUT.FORMAT": "RGB",
+}
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "fits"),
     [
-        ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]),
-        ("MODEL.PIXEL_STD", [57.0, 57.0, 58.0]),
-        ("INPUT.FORMAT", "RGB"),
+        ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0], False),
+        ("MODEL.PIXEL_MEAN", [124.0, 116.0, 104.0], True),
+        ("MODEL.PIXEL_STD", [1.0, 57.0, 58.0], False),
+        ("MODEL.PIXEL_STD", [1.0], False),
+        ("INPUT.FORMAT", "RGB", True),
+        ("INPUT.FORMAT", "L", False),
     ],
 )
-def test_what_the_user_set_is_left(key: str, value: object, caplog) -> None:
-    cfg = config("build_timm_fpn_backbone", NAME="resnet18")
-    cfg.merge_from_list([key, value])
-    before = input_of(cfg.clone())
-    with caplog.at_level(logging.INFO, logger="fsn_d2"):
+@pytest.mark.parametrize("pretrained", ["", "timm"])
+def test_what_the_user_set_stays_and_the_rest_is_adopted(
+    key: str, value: object, fits: bool, pretrained: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("timm")
+    cfg = config("build_timm_fpn_backbone", NAME="resnet18", PRETRAINED=pretrained)
+    cfg.MODEL.WEIGHTS = ""
+    section, name = key.split(".")
+    cfg[section][name] = value
+    with caplog.at_level(logging.WARNING, logger="fsn_d2"):
         adopt_input_statistics(cfg)
-    assert input_of(cfg) == before
-    assert not caplog.records
+    found = dict(zip(RESNET18, input_of(cfg), strict=True))
+    assert found.pop(key) == value
+    for other, adopted in found.items():
+        wanted = RESNET18[other]
+        assert adopted == wanted if isinstance(wanted, str) else adopted == pytest.approx(wanted)
+    warned = [record.getMessage() for record in caplog.records]
+    if pretrained and not fits:
+        (message,) = warned
+        assert message.startswith(f"{key} is {value}, but") and str(RESNET18[key][0]) in message
+    else:
+        assert not warned
+
+
+def test_weights_of_a_checkpoint_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = config("build_googlenet_fpn_backbone")
+    cfg.MODEL.GOOGLENET.PRETRAINED = "torchvision"  # not read beside the checkpoint
+    cfg.MODEL.PIXEL_STD = [1.0, 1.0, 2.0]
+    for weights, count in (("model_final.pth", 0), ("", 1)):
+        cfg.MODEL.WEIGHTS = weights
+        adopt_input_statistics(cfg)
+        assert len([r for r in caplog.records if r.levelname == "WARNING"]) == count
 
 
 def test_other_backbones_are_left() -> None:
