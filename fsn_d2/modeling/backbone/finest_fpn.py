@@ -64,4 +64,4 @@ def build_resnet_finest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Fi
 @BACKBONE_REGISTRY.register()
 def build_timm_finest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FinestFPN:
     """Builds the timm model of MODEL.TIMM with the finest map of its pyramid."""
-    return _build(cfg, TimmBackbone(cfg, input_shape))
+    return _build(cfg, TimmBackbone(cfg, input_shape, read=cfg.MODEL.FPN.IN_FEATURES))

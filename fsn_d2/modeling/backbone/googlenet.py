@@ -6,7 +6,7 @@ The network is torchvision's; this file cuts it into Detectron2's stages.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torchvision
@@ -24,7 +24,7 @@ from .freezing import (
     modules_through,
     require_freeze_at,
 )
-from .strided import StridedBackbone
+from .strided import STRIDES, StridedBackbone, maps_read
 from .weights import load_every_tensor, read_state_dict
 
 # The last module of each stage, under torchvision's names. The stem comes first.
@@ -54,6 +54,7 @@ class GoogLeNetBackbone(StridedBackbone):
         pretrained: "" (random), "torchvision", or the path of torchvision's weights file.
         norm: "FrozenBN", "BN" or "SyncBN".
         freeze_at: number of stages held fixed, 0 to 5: 1 is conv1, 2 adds conv2 and conv3, ...
+        read: names of the maps that are read; what none of them depends on is held fixed too.
 
     Raises:
         ValueError: unknown norm, weights that do not fit, ``freeze_at`` out of range.
@@ -61,7 +62,14 @@ class GoogLeNetBackbone(StridedBackbone):
     """
 
     @configurable
-    def __init__(self, *, pretrained: str = "", norm: str = "FrozenBN", freeze_at: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        pretrained: str = "",
+        norm: str = "FrozenBN",
+        freeze_at: int = 0,
+        read: Iterable[str] = tuple(STRIDES),
+    ) -> None:
         require_freeze_at(freeze_at)
         extractor = _create_extractor()
         if pretrained:
@@ -72,6 +80,7 @@ class GoogLeNetBackbone(StridedBackbone):
             frozen = modules_through(extractor, list(_STAGE_ENDS.values())[freeze_at - 1])
             freeze_modules(extractor, frozen, _NORM_CONVERSIONS)
         convert_norm(extractor, norm, _NORM_CONVERSIONS, "MODEL.GOOGLENET.NORM")
+        self._hold_unread(read)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
@@ -92,10 +101,11 @@ def build_googlenet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GoogLeNetB
     """Build GoogLeNet with the maps res2 to res5.
 
     Args:
-        cfg: ``MODEL.GOOGLENET`` and ``MODEL.BACKBONE.FREEZE_AT`` are read.
+        cfg: ``MODEL.GOOGLENET``, ``MODEL.BACKBONE.FREEZE_AT`` and the detector's ``IN_FEATURES``
+            are read.
         input_shape: not read; the registry gives it.
     """
-    return GoogLeNetBackbone(cfg, input_shape)
+    return GoogLeNetBackbone(cfg, input_shape, read=maps_read(cfg))
 
 
 @BACKBONE_REGISTRY.register()

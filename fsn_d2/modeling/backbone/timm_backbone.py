@@ -6,6 +6,7 @@ Detectron2's interface: names of maps, freezing, start weights, padding.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,11 +26,9 @@ from .freezing import (
     modules_through,
     require_freeze_at,
 )
-from .strided import STRIDES, StridedBackbone
+from .strided import PROBE_SIZE, STRIDES, StridedBackbone, maps_read
 from .timm_library import require_timm_model
 from .weights import load_every_tensor, read_state_dict
-
-_PROBE_SIZE = (64, 96)  # height, width: the smallest unequal multiples of 32 with room for a window
 
 
 class TimmBackbone(StridedBackbone):
@@ -48,6 +47,7 @@ class TimmBackbone(StridedBackbone):
         norm: "FrozenBN", "BN" or "SyncBN". Freezing keeps the activation that timm builds into
             some of its normalisation layers.
         freeze_at: number of stages held fixed, 0 to 5.
+        read: names of the maps that are read; what none of them depends on is held fixed too.
 
     Raises:
         ImportError: timm, or the package of the embedded weights, is missing.
@@ -58,7 +58,13 @@ class TimmBackbone(StridedBackbone):
 
     @configurable
     def __init__(
-        self, *, name: str, pretrained: str = "", norm: str = "FrozenBN", freeze_at: int = 0
+        self,
+        *,
+        name: str,
+        pretrained: str = "",
+        norm: str = "FrozenBN",
+        freeze_at: int = 0,
+        read: Iterable[str] = tuple(STRIDES),
     ) -> None:
         require_freeze_at(freeze_at)
         extractor = _create_extractor(name, pretrained)
@@ -69,6 +75,7 @@ class TimmBackbone(StridedBackbone):
         freeze_modules(_network(extractor), frozen, conversions)
         convert_norm(extractor, norm, conversions, "MODEL.TIMM.NORM")
         extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._hold_unread(read)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
@@ -92,10 +99,11 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the timm model of ``MODEL.TIMM`` with the maps res2 to res5.
 
     Args:
-        cfg: ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT`` are read.
+        cfg: ``MODEL.TIMM``, ``MODEL.BACKBONE.FREEZE_AT`` and the detector's ``IN_FEATURES`` are
+            read.
         input_shape: not read; the registry gives it.
     """
-    return TimmBackbone(cfg, input_shape)
+    return TimmBackbone(cfg, input_shape, read=maps_read(cfg))
 
 
 @BACKBONE_REGISTRY.register()
@@ -193,18 +201,18 @@ def _check_maps(name: str, extractor: nn.Module) -> dict[str, int]:
         )
     try:
         with torch.no_grad():
-            maps = _maps(extractor.eval(), torch.zeros(1, 3, *_PROBE_SIZE))
+            maps = _maps(extractor.eval(), torch.zeros(1, 3, *PROBE_SIZE))
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
-            f"MODEL.TIMM.NAME: {name!r} does not take an image of {_PROBE_SIZE} pixels ({error}). "
+            f"MODEL.TIMM.NAME: {name!r} does not take an image of {PROBE_SIZE} pixels ({error}). "
             "Choose a model that takes images of any size that is a multiple of 32."
         ) from error
     extractor.train()
     for key, stride in STRIDES.items():
-        expected = tuple(side // stride for side in _PROBE_SIZE)
+        expected = tuple(side // stride for side in PROBE_SIZE)
         if tuple(maps[key].shape[-2:]) != expected:
             raise ValueError(
-                f"MODEL.TIMM.NAME: {name!r} turns {_PROBE_SIZE} pixels into "
+                f"MODEL.TIMM.NAME: {name!r} turns {PROBE_SIZE} pixels into "
                 f"{tuple(maps[key].shape[-2:])} cells at stride {stride}; a pyramid needs "
                 f"{expected}. Choose a model that pads its convolutions."
             )

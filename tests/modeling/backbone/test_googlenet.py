@@ -171,3 +171,13 @@ def test_a_traced_backbone_takes_images_of_other_sizes(weights_file: str) -> Non
     other = torch.rand(1, 3, 96, 128)
     with torch.no_grad():
         torch.testing.assert_close(adapter.outputs_schema(traced(other)), backbone(other))
+
+
+def test_stages_that_nobody_reads_are_held_fixed() -> None:
+    cfg = get_cfg()  # whose RPN and heads read res4
+    add_backbone_config(cfg)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "build_googlenet_backbone", 0
+    backbone = build_backbone(cfg)
+    found = {key for key, p in backbone.named_parameters() if not p.requires_grad}
+    assert found == {key for key, _ in backbone.named_parameters() if "inception5" in key}
+    assert found

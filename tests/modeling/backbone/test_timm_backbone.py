@@ -81,6 +81,55 @@ def test_padding_is_asked_for_in_both_of_detectron2s_ways() -> None:
     assert build_backbone(config("resnet18")).size_divisibility == 32
 
 
+@pytest.mark.parametrize("name", [LITE0, "resnet18", "convnext_atto", "mambaout_femto"])
+@pytest.mark.parametrize("freeze_at", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("builder", "keys"),
+    [
+        ("build_timm_backbone", {"RPN": ["res3"], "ROI_HEADS": ["res4"]}),
+        ("build_timm_finest_fpn_backbone", {"FPN": ["res2", "res3", "res4"]}),
+    ],
+)
+def test_what_is_left_to_learn_gets_a_gradient(
+    name: str, freeze_at: int, builder: str, keys: dict[str, list[str]]
+) -> None:
+    cfg = config(name, builder)
+    cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
+    for section, features in keys.items():
+        cfg.MODEL[section].IN_FEATURES = features
+    backbone = build_backbone(cfg)
+    assert backbone.training
+    maps = backbone(SMALL)
+    read = maps.values() if "FPN" in keys else [maps["res3"], maps["res4"]]
+    if freeze_at < 4 or "FPN" in keys:
+        sum(tensor.sum() for tensor in read).backward()
+    assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
+
+    # No more than that is held: all of res5, which comes last, and nothing before it.
+    (extractor,) = (m for m in backbone.modules() if isinstance(m, TimmBackbone))
+    whole = TimmBackbone(name=name, freeze_at=freeze_at)
+    assert list(extractor.state_dict()) == list(whole.state_dict())
+    before = [key for key, p in whole.named_parameters() if p.requires_grad]
+    learnt = [key for key, p in extractor.named_parameters() if p.requires_grad]
+    assert learnt == before[: len(learnt)]
+    assert len(learnt) < len(before)
+    assert bool(learnt) == (freeze_at < 4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "learns"),
+    [("RetinaNet", False), ("FSAF", False), ("GeneralizedRCNN", True), ("SomebodysOwn", True)],
+)
+def test_the_detector_says_which_maps_are_read(architecture: str, learns: bool) -> None:
+    cfg = config("resnet18", "build_timm_backbone")
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.MODEL.RETINANET.IN_FEATURES = ["res3", "res4"]
+    cfg.MODEL.RPN.IN_FEATURES = ["res4"]
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res5"]
+    backbone = build_backbone(cfg)
+    assert all(p.requires_grad == learns for p in backbone.extractor.layer4.parameters())
+
+
 @pytest.mark.parametrize(
     ("name", "modules"),
     [
