@@ -23,6 +23,7 @@ from fsn_d2.machine import Machine
 from fsn_d2.visualization.samples import SUFFIXES, save_sample_sheet
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PARTS = ("train", "test")  # of --test-fraction
 EXAMPLE = """examples:
   python tools/new_data.py --train coco://data/train.json:data/images \\
       --test coco://data/val.json:data/images --sheet samples.png
@@ -52,7 +53,9 @@ def parse_args() -> argparse.Namespace:
         default=Path("configs/my_data.yaml"),
         help="config to write (default %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an --output that exists")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an --output, and its parts, that exist"
+    )
     parser.add_argument("--sheet", type=Path, help="picture of samples to write, .png or .jpg")
     return parser.parse_args()
 
@@ -62,12 +65,31 @@ def check_args(args: argparse.Namespace) -> None:
     for name in (*args.train, *args.test):
         if parse_spec(name) is None:
             raise ValueError(f"{name!r} is no data set of your own; use {SPEC_SYNTAX}.")
-    if args.output.exists() and not args.overwrite:
-        raise ValueError(f"{args.output} exists: name another --output, or add --overwrite.")
+    written = [args.output]
+    if args.test_fraction is not None:
+        written += [part_path(args.output, part) for part in PARTS]
+    for path in filter(Path.exists, written):
+        if name := next((n for n in (*args.train, *args.test) if is_file_of(n, path)), None):
+            raise ValueError(
+                f"{path} would be replaced, and {name!r} reads it: name another --output."
+            )
+        if not args.overwrite:
+            raise ValueError(f"{path} exists: name another --output, or add --overwrite.")
     if args.sheet and args.sheet.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--sheet {args.sheet}: give a name that ends in .png or .jpg.")
     if args.test_fraction is not None and (args.test or len(args.train) > 1):
         raise ValueError("--test-fraction splits one --train set, and needs no --test.")
+
+
+def is_file_of(name: str, path: Path) -> bool:
+    """Whether a spec reads its annotations from this file, which exists, under whatever name."""
+    spec = parse_spec(name)
+    return spec is not None and spec.path.exists() and spec.path.samefile(path)
+
+
+def part_path(output: Path, part: str) -> Path:
+    """Where --test-fraction writes a part, which is one of PARTS."""
+    return output.with_name(f"{output.stem}_{part}.json")
 
 
 def survey(base: CfgNode, args: argparse.Namespace) -> Survey:
@@ -84,8 +106,8 @@ def split(found: Survey, args: argparse.Namespace) -> None:
         cleaned.coco, args.test_fraction, seed=args.seed, together=equal_images(cleaned)
     )
     specs = []
-    for part, name in zip(parts, ("train", "test"), strict=True):
-        path = write_json(part, args.output.with_name(f"{args.output.stem}_{name}.json"))
+    for part, name in zip(parts, PARTS, strict=True):
+        path = write_json(part, part_path(args.output, name))
         specs.append(f"coco://{path}:{cleaned.source.image_root}")
         print(f"Split: {len(part['images'])} images to {name} on, in {path}")
     args.train, args.test = specs[:1], specs[1:]

@@ -144,3 +144,34 @@ def test_a_config_is_not_overwritten_unasked(
     assert (tmp_path / "my.yaml").read_text() == "mine"
     new_data("--train", spec, "--overwrite")
     assert (tmp_path / "my.yaml").read_text() != "mine"
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_part_does_not_overwrite_a_file_unasked(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path, part: str
+) -> None:
+    split = ["--train", coco_spec(2, images=5), "--test-fraction", "0.4"]
+    path = tmp_path / f"my_{part}.json"
+    path.write_text("mine")
+    assert f"{path} exists: name another" in last_line(new_data, *split)
+    assert path.read_text() == "mine"
+    assert [each.name for each in tmp_path.glob("my*")] == [path.name]
+    new_data(*split, "--overwrite")
+    assert path.read_text() != "mine"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_set_is_not_replaced_by_its_part(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path, linked: bool
+) -> None:
+    path, _, images = coco_spec(2, images=5).removeprefix("coco://").rpartition(":")
+    mine = tmp_path / "my_train.json"
+    if linked:
+        mine.symlink_to(path)
+    else:
+        mine.write_text(Path(path).read_text())
+    before, name = mine.read_text(), path if linked else mine
+    spec = f"coco://{name}:{images}"
+    text = last_line(new_data, "--train", spec, "--test-fraction", "0.4", "--overwrite")
+    assert f"{mine} would be replaced, and '{spec}' reads it: name another --output" in text
+    assert mine.read_text() == before and len(json.loads(before)["images"]) == 5
