@@ -101,12 +101,16 @@ $(STAMPS)/venv: ELSE = .venv could not be made: check the network and that this 
 $(STAMPS)/venv:
 	$(call require,$(PYTHON) -c "$(SUPPORTED)",'$(PYTHON)' is not Python 3.10 to 3.14: name one as in make PYTHON=python3.12 $(MAKECMDGOALS))
 	$(call require,$(PYTHON) -c "import ensurepip$(,) venv",'$(PYTHON)' has no venv module: install it (Debian: apt-get install python3-venv)$(,) then run make again)
+	$(call require,$(IF_BY_HAND) $(PY) -c "$(SUPPORTED)"; fi,the .venv here is not make's and has no Python 3.10 to 3.14: move it away$(,) then run make again)
+	$(call require,$(IF_BY_HAND) $(PY) -c "import pip" || $(PY) -m ensurepip; fi,the .venv here has no pip: install pip into it (uv: uv pip install pip)$(,) then run make again)
 	$(require_compiler)
 	$(call step,$(make_venv) && $(PY) -m pip install --upgrade pip setuptools wheel)
 
-# Keeps a working .venv made by hand. One that make began and did not complete starts afresh.
+# A .venv made by hand is never removed: it serves, or it is for its owner to move. One that make
+# began and did not complete starts afresh.
+IF_BY_HAND = if test -e .venv && ! test -e .venv/.made-by-make; then
 define make_venv
-if test -e .venv/.made-by-make || ! $(PY) -c "import pip; $(SUPPORTED)"; then \
+$(IF_BY_HAND) :; else \
 	rm -rf .venv && mkdir .venv && touch .venv/.made-by-make && $(PYTHON) -m venv .venv; \
 fi
 endef
