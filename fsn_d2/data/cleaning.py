@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from .fields import repair_fields
-from .image_header import MAX_PIXELS, check_header, orientation
+from .image_header import MAX_PIXELS, check_header, upright_size
 from .paths import leaves
 from .problems import Problem
 from .source import Coco, Source
@@ -170,7 +170,7 @@ def image_defect(source: Source, image: Coco, rules: Rules) -> str | None:
 
 
 def _look_at(folder: Path, name: str, *, rules: Rules, decode: bool) -> tuple[int, int] | str:
-    """Width and height as Detectron2's `read_image` gives them, or the defect of the image."""
+    """Width and height as `read_image` gives them, or the defect of the image."""
     try:
         if not rules.allow_outside and leaves(folder, name):
             return OUTSIDE
@@ -178,17 +178,16 @@ def _look_at(folder: Path, name: str, *, rules: Rules, decode: bool) -> tuple[in
             return UNREADABLE
         with Image.open(folder / name) as image:
             check_header(image, rules.max_pixels)
-            width, height = image.size
             if max(image.size) >= rules.max_aspect * min(image.size):
                 return TOO_NARROW
-            turned = orientation(image) >= 5
+            size = upright_size(image)
             if decode:
                 image.load()
     except Image.DecompressionBombError:
         return TOO_LARGE
     except Exception:  # Pillow's decoders raise nearly any type on a broken file
         return UNREADABLE
-    return (height, width) if turned else (width, height)
+    return size
 
 
 def _clean_categories(source: Source, classes: list[str]) -> tuple[list[Coco], dict[Any, Any]]:

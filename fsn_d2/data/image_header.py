@@ -6,8 +6,9 @@ import struct
 from typing import IO
 
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-__all__ = ["MAX_PIXELS", "check_header", "orientation"]
+__all__ = ["MAX_PIXELS", "check_header", "orientation", "upright_size"]
 
 # Where Pillow itself stops: twice the PIL.Image.MAX_IMAGE_PIXELS it comes with.
 MAX_PIXELS = 178_956_970
@@ -36,10 +37,11 @@ def check_header(image: Image.Image, max_pixels: int) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation that Detectron2's `read_image` will follow; 1 where there is none.
+    """The EXIF orientation that `read_image` will follow; 1 where there is none.
 
     Args:
-        image: opened. A PNG that has EXIF behind its pixels is decoded, other images are not.
+        image: opened, not decoded yet: a TIFF then has none any more. A PNG that has EXIF behind
+            its pixels is decoded, other images are not.
 
     Returns:
         1 to 8; 5 and above swap width and height.
@@ -52,6 +54,18 @@ def orientation(image: Image.Image) -> int:
         return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Exception:  # a broken EXIF block is ignored, as in `read_image`
         return 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels as `read_image` gives the image, turned by its orientation.
+
+    Args:
+        image: as for `orientation`.
+    """
+    width, height = image.size
+    if isinstance(image, TiffImageFile):  # its size is turned already by some Pillows, not by all
+        width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+    return (height, width) if orientation(image) >= 5 else (width, height)
 
 
 def _has_late_exif(file: IO[bytes]) -> bool:

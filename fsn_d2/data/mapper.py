@@ -19,6 +19,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .image_header import MAX_PIXELS, check_header
 
@@ -28,12 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def read_image(file_name: str, image_format: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads an image as Detectron2's `read_image` does, except for 16-bit gray.
+    """Reads an image as Detectron2's `read_image` does, except for 16-bit gray and turned TIFFs.
 
     Palette, RGBA (alpha dropped), gray, bilevel, CMYK and 16-bit colour files come out right
     there. Gray values of 16 bits are cut off at 255 by Pillow, so that the image turns white;
     here they are scaled to 8 bits by dividing by 257, the same for every image. Values of floating
-    point files are taken as 0 to 255, as there.
+    point files are taken as 0 to 255, as there. A TIFF is turned once: Pillow follows its
+    orientation while it decodes, and Detectron2 does so again.
 
     Args:
         file_name: path of the file.
@@ -50,11 +52,15 @@ def read_image(file_name: str, image_format: str, max_pixels: int = MAX_PIXELS) 
     """
     with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
         check_header(image, max_pixels)
-        if not image.mode.startswith("I"):  # I;16, I;16B, I: 16 bits or more
+        is_deep = image.mode.startswith("I")  # I;16, I;16B, I: 16 bits or more
+        is_tiff = isinstance(image, TiffImageFile)
+        if not is_deep and not is_tiff:
             return utils.read_image(file_name, format=image_format)
-        values = np.asarray(ImageOps.exif_transpose(image), dtype=np.float32)
-    gray = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
-    return utils.convert_PIL_to_numpy(gray, image_format)
+        upright = image.copy() if is_tiff else ImageOps.exif_transpose(image)
+    if is_deep:
+        values = np.asarray(upright, dtype=np.float32)
+        upright = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    return utils.convert_PIL_to_numpy(upright, image_format)
 
 
 class TolerantMapper(DatasetMapper):

@@ -67,7 +67,7 @@ def _turned(path: Path, rng: random.Random) -> Picture:
     exif = Image.Exif()
     exif[0x0112] = orientation = rng.randint(1, 8)
     buffer = io.BytesIO()
-    _pixels(rng, (40, 30), "RGB").save(buffer, rng.choice(("JPEG", "PNG")), exif=exif)
+    _pixels(rng, (40, 30), "RGB").save(buffer, rng.choice(("JPEG", "PNG", "TIFF")), exif=exif)
     path.write_bytes(buffer.getvalue())
     return Picture((30, 40) if orientation >= 5 else (40, 30))
 

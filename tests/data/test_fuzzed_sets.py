@@ -37,7 +37,7 @@ def test_sixty_sets(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("_clip_box", lambda box, width, height: list(box)),
         ("_is_finite", lambda value: value < 10),  # loses boxes
-        ("orientation", lambda image: 1),
+        ("upright_size", lambda image: image.size),
     ],
 )
 def test_a_fault_in_the_package_is_noticed(

@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 
 from fsn_d2.data import TolerantMapper, register_datasets
 from fsn_d2.data.config import add_data_config
-from fsn_d2.data.image_header import MAX_PIXELS, check_header, orientation
+from fsn_d2.data.image_header import MAX_PIXELS, check_header, orientation, upright_size
 from fsn_d2.data.mapper import read_image
 
 from .small_sets import HEIGHT, WIDTH, coco_dict, write_coco, write_image
@@ -142,6 +142,7 @@ def test_orientation_is_the_one_that_reading_follows(
     path = write_turned_png(tmp_path / "a.png", value, late=late)
     with Image.open(path) as image:
         assert orientation(image) == value
+        assert upright_size(image) == ((HEIGHT, WIDTH) if value >= 5 else (WIDTH, HEIGHT))
         image.load()  # the file is where it was
     height, width = read_image(str(path), "RGB").shape[:2]
     assert ((width, height) == (HEIGHT, WIDTH)) == (value >= 5)

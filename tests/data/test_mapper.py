@@ -16,6 +16,7 @@ from detectron2.data import DatasetMapper, MapDataset
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from fsn_d2.data.image_header import upright_size
 from fsn_d2.data.mapper import TolerantMapper, read_image
 
 WIDTH, HEIGHT = 48, 32
@@ -81,13 +82,32 @@ def test_sixteen_bits_are_divided(tmp_path: Path) -> None:
     assert image[0, :, 0].tolist() == [0, 1, 1, 255]
 
 
-def test_sixteen_bit_image_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """By what EXIF says of the stored row 0 and column 0: where they are in what is seen."""
+    if orientation >= 5:  # the row is at a side
+        pixels = pixels.T
+    if orientation in (3, 4, 7, 8):  # the row at the bottom, or the column there
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("name", "deep"),
+    [("a.jpg", False), ("a.png", False), ("a.tif", False), ("a.png", True), ("a.tif", True)],
+)
+def test_image_is_turned_as_its_exif_says_and_its_size_is_known(
+    tmp_path: Path, name: str, deep: bool, orientation: int
+) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    Image.fromarray(RAMP).save(tmp_path / "turned.png", exif=exif)
-    image = read_image(str(tmp_path / "turned.png"), "L")
-    assert image.shape == (HEIGHT, WIDTH, 1)
-    assert image[0, 0, 0] == 255 and image[-1, -1, 0] == 0
+    exif[0x0112] = orientation
+    path = tmp_path / name
+    Image.fromarray(RAMP if deep else GRAY).save(path, exif=exif)
+    with Image.open(path) as image:
+        width, height = upright_size(image)
+    seen = read_image(str(path), "L")[:, :, 0].astype(float)
+    assert seen.shape == (height, width)
+    assert np.abs(seen - turn(GRAY, orientation)).max() <= (6 if name == "a.jpg" else 1)
 
 
 # ---------------------------------------------------------------------------- mapping
