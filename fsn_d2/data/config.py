@@ -18,7 +18,7 @@ def add_data_config(cfg: CfgNode) -> None:
     # when the training set is not at hand, or to fix the order. Our key.
     cfg.DATASETS.CLASSES = []
     # Whether a set given by a spec may name files outside its folder of images (or, VOC, of
-    # annotations): by an absolute path, by "..", or by a link that leads out. False: such images
+    # annotations): by an absolute path, by "..", or by a link, that leads out. False: such images
     # are skipped and counted. Our key.
     cfg.DATASETS.ALLOW_OUTSIDE = False
     # Largest width times height that is decoded, read from the header: a file of a few kilobytes

@@ -9,19 +9,19 @@ __all__ = ["leaves"]
 
 
 def leaves(folder: Path, name: str) -> bool:
-    """Whether a file name is absolute, or leads out of the folder by ``..`` or by a link.
+    """Whether a file name leads out of the folder: as an absolute path, by ``..`` or by a link.
 
-    The folder itself may be a link. Whether the file exists does not matter.
+    What counts is the place that it leads to, so an absolute path into the folder stays. The folder
+    itself may be a link. Whether the file exists does not matter.
 
     Args:
         folder: the folder that the name is relative to.
         name: as the data set gives it.
     """
-    if os.path.isabs(name):
-        return True
     parts = Path(name).parts
     ways = (os.path.join(folder, *parts[: i + 1]) for i in range(len(parts)))
-    if ".." not in parts and not any(map(os.path.islink, ways)):
+    simple = ".." not in parts and not os.path.isabs(name)
+    if simple and not any(map(os.path.islink, ways)):
         return False  # nearly every name, without resolving the whole path for each image
     root = os.path.realpath(folder)
     return os.path.commonpath([root, os.path.realpath(os.path.join(root, name))]) != root

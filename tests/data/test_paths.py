@@ -43,7 +43,24 @@ def test_dots_lead_out_where_they_climb_above_the_folder(parts: list[str]) -> No
 def test_the_way_back_in_is_inside(tmp_path: Path) -> None:
     assert not leaves(tmp_path / "images", "../images/one.jpg")
     assert leaves(tmp_path / "images", "../images2/one.jpg")  # not a prefix of the text
-    assert leaves(tmp_path / "images", str(tmp_path / "images" / "one.jpg"))  # absolute
+
+
+def test_an_absolute_name_counts_by_where_it_leads(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    write_image(tmp_path / "out.jpg")
+    (folder / "link.jpg").symlink_to(tmp_path / "out.jpg")
+    (tmp_path / "linked").symlink_to("images")
+    inside = [folder / "one.jpg", tmp_path / "linked" / "one.jpg", folder / "x" / ".." / "one.jpg"]
+    outside = [
+        tmp_path / "out.jpg",
+        tmp_path / "images2" / "one.jpg",
+        folder / "link.jpg",
+        folder / ".." / "out.jpg",
+    ]
+    for root in (folder, tmp_path / "linked"):
+        names = [str(path) for path in inside + outside]
+        assert [name for name in names if leaves(root, name)] == [str(path) for path in outside]
 
 
 def test_links_count_by_where_they_lead(tmp_path: Path) -> None:
@@ -93,6 +110,18 @@ def test_an_image_of_a_coco_set_outside_its_folder(
     register_datasets(cfg)
     taken = DatasetCatalog.get(spec)[0]["file_name"]
     assert os.path.samefile(taken, tmp_path / "secret.jpg")
+
+
+def test_images_of_a_coco_set_by_absolute_names_in_its_folder(tmp_path: Path, make_cfg) -> None:
+    boxes = []
+    for start in ("", f"{tmp_path}/images/"):
+        data = coco_dict()
+        for image in data["images"]:
+            image["file_name"] = start + image["file_name"]
+        spec = write_coco(tmp_path, data)
+        register_datasets(make_cfg((spec,)))
+        boxes.append(boxes_of(spec))
+    assert boxes[0] == boxes[1]
 
 
 def test_a_set_that_is_all_outside_says_so(tmp_path: Path, make_cfg) -> None:
