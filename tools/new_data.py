@@ -6,11 +6,14 @@ config for it and this machine, and says how to go on.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from fsn_d2.data.config_delta import to_yaml
+from fsn_d2.data.config_delta import Setting, to_yaml
 from fsn_d2.data.problems import raise_problems
 from fsn_d2.data.specs import SPEC_SYNTAX, parse_spec
 from fsn_d2.data.splitting import split_coco
@@ -24,6 +27,7 @@ from fsn_d2.visualization.samples import SUFFIXES, save_sample_sheet
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PARTS = ("train", "test")  # of --test-fraction
+OPTIONS = {"DATASETS.TRAIN": "--train", "DATASETS.TEST": "--test", "DATASETS.CLASSES": "--classes"}
 EXAMPLE = """examples:
   python tools/new_data.py --train coco://data/train.json:data/images \\
       --test coco://data/val.json:data/images --sheet samples.png
@@ -57,7 +61,15 @@ def parse_args() -> argparse.Namespace:
         "--overwrite", action="store_true", help="replace an --output, and its parts, that exist"
     )
     parser.add_argument("--sheet", type=Path, help="picture of samples to write, .png or .jpg")
-    return parser.parse_args()
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        help="DATASETS.ALLOW_OUTSIDE True, and other keys: the data is read by them, and they are "
+        "written; put -- before them behind a list of names",
+    )
+    args = parser.parse_args()
+    args.opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+    return args
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -79,6 +91,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--sheet {args.sheet}: give a name that ends in .png or .jpg.")
     if args.test_fraction is not None and (args.test or len(args.train) > 1):
         raise ValueError("--test-fraction splits one --train set, and needs no --test.")
+    for key in set(args.opts[::2]) & OPTIONS.keys():
+        raise ValueError(f"{key} is given by {OPTIONS[key]}, not as a key.")
 
 
 def is_file_of(name: str, path: Path) -> bool:
@@ -92,8 +106,8 @@ def part_path(output: Path, part: str) -> Path:
     return output.with_name(f"{output.stem}_{part}.json")
 
 
-def survey(base: CfgNode, args: argparse.Namespace) -> Survey:
-    cfg = base.clone()
+def survey(given: CfgNode, args: argparse.Namespace) -> Survey:
+    cfg = given.clone()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(args.train), tuple(args.test)
     cfg.DATASETS.CLASSES = list(args.classes)
     return survey_datasets(cfg)
@@ -113,6 +127,12 @@ def split(found: Survey, args: argparse.Namespace) -> None:
     args.train, args.test = specs[:1], specs[1:]
 
 
+def given_settings(given: CfgNode, opts: Sequence[str]) -> list[Setting]:
+    """The keys of the command line, with their values of the loaded config."""
+    values = [(key, reduce(getitem, key.split("."), given)) for key in opts[::2]]
+    return [Setting(key, value, "as given on the command line") for key, value in values]
+
+
 def next_steps(args: argparse.Namespace, machine: Machine) -> str:
     gpus = f" --num-gpus {machine.gpus}" if machine.gpus > 1 else ""
     lines = [f"Written: {', '.join(map(str, filter(None, [args.output, args.sheet])))}"]
@@ -129,14 +149,15 @@ def main() -> None:
     with one_line_errors():
         check_args(args)
         path = CONFIGS / base_config(machine)
-        base = load_config(str(path))
-        found = survey(base, args)
-        if text := survey_text(found, base.INPUT.MIN_SIZE_TEST, base.INPUT.MAX_SIZE_TEST):
+        base, given = load_config(str(path)), load_config(str(path), args.opts)
+        own = given_settings(given, args.opts)
+        found = survey(given, args)
+        if text := survey_text(found, given.INPUT.MIN_SIZE_TEST, given.INPUT.MAX_SIZE_TEST):
             print(text)
         raise_problems(found.problems, args.output.with_suffix(".problems.txt"))
         if args.test_fraction is not None:
             split(found, args)
-            found = survey(base, args)
+            found = survey(given, args)
         settings = suggest(
             found,
             machine,
@@ -146,7 +167,7 @@ def main() -> None:
             output_dir=f"output/{args.output.stem}",
         )
         heading = f"Written by tools/new_data.py for {machine}; every value is a suggestion"
-        write_text(to_yaml(settings, path, args.output, heading), args.output)
+        write_text(to_yaml([*settings, *own], path, args.output, heading), args.output)
         load_config(str(args.output))
         if args.sheet:
             sets = [each.cleaned for each in found.train + found.test]

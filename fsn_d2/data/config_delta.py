@@ -23,7 +23,7 @@ class Setting:
 
     Attributes:
         key: with dots.
-        value: of plain YAML.
+        value: of plain YAML, or with tuples, which are written as lists.
         why: the reason, for a comment; empty where the key speaks for itself.
     """
 
@@ -36,7 +36,8 @@ def to_yaml(settings: Iterable[Setting], base: Path, path: Path, heading: str) -
     """Renders a config file.
 
     Args:
-        settings: in any order; keys of one node come together.
+        settings: in any order; keys of one node come together, and of a key that is set twice the
+            last value counts.
         base: the config they are set on.
         path: where the file will lie; the base is named relative to its folder.
         heading: text of the comment at the top.
@@ -68,7 +69,16 @@ def _comment(text: str, indent: str) -> list[str]:
     return [f"{indent}# {line}" for line in textwrap.wrap(sentence, WIDTH - len(indent))]
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes tuples as lists; YAML's own are Python objects, which no safe reader takes."""
+
+
+_Dumper.add_representer(tuple, _Dumper.represent_list)
+
+
 def _in_one_line(value: Any) -> str:
     """A value as flow-style YAML, whatever characters it holds."""
-    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
+    text = yaml.dump(
+        [value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf
+    )
     return text.strip()[1:-1]

@@ -39,6 +39,11 @@ def test_long_reasons_are_wrapped() -> None:
     assert max(map(len, comments)) <= WIDTH + 2
 
 
+def test_of_a_key_set_twice_the_last_value_counts_and_tuples_are_lists() -> None:
+    text = render(Setting("A.B", 1), Setting("A.C", 2), Setting("A.B", ((3, 4), [(5,)])))
+    assert yaml.safe_load(text)["A"] == {"B": [[3, 4], [[5]]], "C": 2}
+
+
 @given(VALUES)
 def test_any_value_is_read_back(value) -> None:
     text = render(Setting("NODE.KEY", value, "because"), Setting("NODE.LAST", 1))

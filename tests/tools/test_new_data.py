@@ -6,7 +6,9 @@ import json
 import runpy
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -31,19 +33,20 @@ def new_data(
 ) -> Callable[..., str]:
     """Runs the tool; returns what it printed."""
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, opts: Sequence[str] = ()) -> str:
         output = ["--output", str(tmp_path / "my.yaml")]
-        monkeypatch.setattr(sys, "argv", ["new_data.py", *arguments, *output])
+        given = [*output, *arguments] if "--" in opts else [*arguments, *output]
+        monkeypatch.setattr(sys, "argv", ["new_data.py", *given, *opts])
         runpy.run_path(str(TOOL), run_name="__main__")
         return capsys.readouterr().out
 
     return run
 
 
-def last_line(new_data: Callable[..., str], *arguments: str) -> str:
+def last_line(new_data: Callable[..., str], *arguments: str, opts: Sequence[str] = ()) -> str:
     """The error's line."""
     with pytest.raises(SystemExit) as raised:
-        new_data(*arguments)
+        new_data(*arguments, opts=opts)
     return str(raised.value)
 
 
@@ -96,6 +99,53 @@ def test_the_order_of_the_classes_can_be_given(
     names = ["class01", "class00", "class02"]
     new_data("--train", coco_spec(3), "--classes", *names)
     assert names == load_config(str(tmp_path / "my.yaml")).DATASETS.CLASSES
+
+
+@pytest.fixture
+def linked(coco_spec: Callable[..., str], tmp_path: Path) -> str:
+    """A set whose images are links to files elsewhere."""
+    path, _, images = coco_spec(2, images=5).removeprefix("coco://").rpartition(":")
+    (tmp_path / "links").mkdir()
+    for image in Path(images).glob("*.png"):
+        (tmp_path / "links" / image.name).symlink_to(image)
+    return f"coco://{path}:{tmp_path / 'links'}"
+
+
+def test_keys_are_read_by_and_written(
+    new_data: Callable[..., str], linked: str, tmp_path: Path
+) -> None:
+    assert "DATASETS.ALLOW_OUTSIDE True takes them" in last_line(new_data, "--train", linked)
+    keys = {
+        "DATASETS.ALLOW_OUTSIDE": True,
+        "SOLVER.MAX_ITER": 7,  # suggested too
+        "MODEL.ANCHOR_GENERATOR.ANGLES": [[-90, 0]],
+        "INPUT.CROP.TYPE": "absolute",
+        "SOLVER.STEPS": (3, 5),
+    }
+    opts = [str(item) for pair in keys.items() for item in pair]
+    text = new_data("--train", linked, "--test-fraction", "0.4", opts=opts)
+    assert "Split: 3 images to train on" in text
+    cfg = load_config(str(tmp_path / "my.yaml"))
+    for key, value in keys.items():
+        assert reduce(getitem, key.split("."), cfg) == value, key
+    assert cfg.SOLVER.CHECKPOINT_PERIOD > 7  # the other suggestions do not follow
+    new_data("--test-fraction", "0.4", "--overwrite", "--train", linked, opts=["--", *opts])
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["DATASETS.TEST", "()"], "DATASETS.TEST is given by --test, not as a key"),
+        (["DATASETS.ALLOW_OUTSIED", "True"], "Non-existent key: DATASETS.ALLOW_OUTSIED"),
+        (["DATASETS.ALLOW_OUTSIDE"], "Override list has odd length"),
+    ],
+)
+def test_keys_that_cannot_be_set(
+    new_data: Callable[..., str], linked: str, tmp_path: Path, opts: list[str], message: str
+) -> None:
+    text = last_line(new_data, "--train", linked, opts=opts)
+    assert text.startswith("error: ") and message in text and len(text.splitlines()) == 1
+    assert not (tmp_path / "my.yaml").exists()
 
 
 def test_broken_data_gets_a_report_and_no_config(
