@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from fsn_d2.layers import PointwiseConv2d, ShiftedConv2d, grid_offsets, start_convolution
 
+from .checks import require_positive
+
 # Of the attention around the start that a merge names, where the input has unit variance.
 _START_DEVIATION = 0.06
 
@@ -117,9 +119,12 @@ class AttentionBanks(nn.Module):
                 convolutions of the reduced feature to what it pooled, which saves the maps.
 
         Raises:
-            ValueError: an unknown `input` or an even `kernel_size`.
+            ValueError: an unknown `input`, an even `kernel_size`, no channel, or a `shift` below 0,
+                which would mirror every direction.
         """
         super().__init__()
+        require_positive("MODEL.FSN.CHANNELS", channels)
+        require_positive("MODEL.FSN.SHIFT", shift, least=0)
         if input not in ("feature", "reduced"):
             raise ValueError(f"MODEL.FSN.BANK_INPUT must be 'feature' or 'reduced', got {input!r}")
         if kernel_size < 1 or kernel_size % 2 == 0:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from fsn_d2.layers import start_convolution
 
+from .checks import require_positive
+
 
 def _total(attention: list[Tensor]) -> Tensor:
     return attention[0] if len(attention) == 1 else attention[0] + attention[1]
@@ -102,10 +104,6 @@ class MultiplyMerge(Merge):
 
     def __init__(self, activation: str, channels: int) -> None:
         super().__init__()
-        if activation not in _FACTORS:
-            raise ValueError(
-                f"MODEL.FSN.ACTIVATION must be one of {sorted(_FACTORS)}, got {activation!r}"
-            )
         self.activation, self.start, self.pooled_as = _FACTORS[activation]
         self.channels = channels
 
@@ -126,11 +124,17 @@ def build_merge(name: str, *, channels: int, num_banks: int, activation: str) ->
         name: MODEL.FSN.MERGE, "concat", "multiply" or "sum".
         channels: C.
         num_banks: how many attentions there will be. With 0 "multiply" is plain pooling, as "sum".
-        activation: MODEL.FSN.ACTIVATION, of the factor of "multiply".
+        activation: MODEL.FSN.ACTIVATION, of the factor of "multiply"; the others take any known
+            one.
 
     Raises:
-        ValueError: an unknown name or activation.
+        ValueError: an unknown name or activation, or no channel.
     """
+    require_positive("MODEL.FSN.CHANNELS", channels)
+    if activation not in _FACTORS:
+        raise ValueError(
+            f"MODEL.FSN.ACTIVATION must be one of {sorted(_FACTORS)}, got {activation!r}"
+        )
     builders: dict[str, Callable[[], Merge]] = {
         "concat": lambda: ConcatMerge(channels, num_banks),
         "multiply": lambda: MultiplyMerge(activation, channels),

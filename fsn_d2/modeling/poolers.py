@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from fsn_d2.layers import Source, merged_roi_align
 
 from .attention_banks import DeferredMaps, SelectiveMaps
 from .bank_pooler import levels_of
+from .checks import require_positive
 from .merges import Merge
 from .selection import nearest_ratio, sub_region_in_image, sub_region_in_roi
 
@@ -63,6 +66,7 @@ def _may_be_portioned(rois: Tensor) -> bool:
 
 SUB_REGION_READINGS = ("none", "roi", "image")
 POOLINGS = ("fused", "composed")
+POOLER_TYPES = ("ROIAlignV2", "ROIAlign", "ROIPool")
 
 
 def pools_in_one_pass(pooling: str, pooler_type: str) -> bool:
@@ -104,10 +108,10 @@ class SelectiveROIPooler(nn.Module):
             output_size: bins per RoI, one number or (rows, columns).
             scales: 1 / stride of each level, a pyramid.
             sampling_ratio: samples along each side of a bin; 0 chooses by size.
-            pooler_type: how the RoI feature is pooled, any type of Detectron2's ROIPooler. The
-                banks are always pooled bilinearly.
+            pooler_type: how the RoI feature is pooled, a type of Detectron2's ROIPooler, but that
+                of rotated boxes. The banks are always pooled bilinearly.
             sub_region: "roi", "image", or "none" without that bank.
-            grid: the sub-region bank's rows and columns.
+            grid: the sub-region bank's rows and columns; for "roi" no more than bins.
             ratios: height / width of the aspect-ratio bank's maps; empty without that bank.
             merge: from `build_merge`.
             pooling: "fused": what is read is pooled in one pass of the op over the whole pyramid,
@@ -117,18 +121,24 @@ class SelectiveROIPooler(nn.Module):
                 merge; the maps must be computed.
 
         Raises:
-            ValueError: an unknown `sub_region` or `pooling`, an empty grid, or ratios that are not
-                positive.
+            ValueError: an unknown `pooler_type`, `sub_region` or `pooling`, an empty grid or one of
+                which some maps would never be read, or ratios that are no positive numbers.
         """
         super().__init__()
+        if pooler_type not in POOLER_TYPES:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE must be one of {POOLER_TYPES}, got {pooler_type!r}"
+            )
         if sub_region not in SUB_REGION_READINGS:
             raise ValueError(
                 f"MODEL.FSN.SUB_REGION must be one of {SUB_REGION_READINGS}, got {sub_region!r}"
             )
-        if sub_region != "none" and grid < 1:
-            raise ValueError(f"MODEL.FSN.GRID must be at least 1, got {grid}")
-        if not all(ratio > 0 for ratio in ratios):
-            raise ValueError(f"MODEL.FSN.RATIOS (height / width) must be positive, got {ratios}")
+        if sub_region != "none":
+            require_positive("MODEL.FSN.GRID", grid)
+        if not all(isinstance(ratio, Real) and 0 < ratio < math.inf for ratio in ratios):
+            raise ValueError(
+                f"MODEL.FSN.RATIOS (height / width) must be positive numbers, got {ratios}"
+            )
         self.scales = scales
         self.sampling_ratio = sampling_ratio
         self.sub_region = sub_region
@@ -138,6 +148,13 @@ class SelectiveROIPooler(nn.Module):
         # Detectron2's own pooler checks the pyramid and knows the levels' numbers.
         self.roi_pooler = ROIPooler(output_size, scales, sampling_ratio, pooler_type)
         self.output_size = tuple(self.roi_pooler.output_size)
+        bins = min(self.output_size)
+        if sub_region == "roi" and grid > bins:
+            raise ValueError(
+                f"MODEL.FSN.GRID must be at most {bins} with SUB_REGION 'roi', as many as "
+                f"there are bins (MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION), got {grid}: no bin would "
+                "read the maps between"
+            )
         self.is_fused = pools_in_one_pass(pooling, pooler_type)
         self.register_buffer(
             "bin_index",

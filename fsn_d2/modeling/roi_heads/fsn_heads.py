@@ -15,6 +15,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from ..attention_banks import AttentionBanks, SelectiveMaps
+from ..checks import require_positive
 from ..merges import build_merge
 from ..poolers import SelectiveROIPooler
 from .box_levels import box_levels
@@ -62,6 +63,7 @@ def build_selective_pooling(
 
 def _thin(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, ShapeSpec]:
     """The levels as the box head sees them behind the pooler: CHANNELS wide."""
+    require_positive("MODEL.FSN.CHANNELS", cfg.MODEL.FSN.CHANNELS)  # before the box head is built
     return {
         name: ShapeSpec(channels=cfg.MODEL.FSN.CHANNELS, stride=shape.stride)
         for name, shape in input_shape.items()

@@ -10,14 +10,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ..checks import require_positive
 from ..large_separable_conv import LargeSeparableConv2d
 from ..position_sensitive import PositionSensitiveROIPooler
 from .box_levels import box_levels
-from .position_sensitive_heads import (
-    PositionSensitiveROIHeads,
-    require_pooling,
-    require_positive,
-)
+from .position_sensitive_heads import PositionSensitiveROIHeads, require_pooling
 
 
 class ThinMaps(nn.Module):

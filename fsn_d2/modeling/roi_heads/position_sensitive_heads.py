@@ -40,9 +40,3 @@ def require_pooling(key: str, pooling: str) -> None:
     """Raises ValueError unless `pooling`, the value of `key`, is one that the pooler knows."""
     if pooling not in BANK_POOLINGS:
         raise ValueError(f"{key} must be one of {BANK_POOLINGS}, got {pooling!r}")
-
-
-def require_positive(key: str, number: int, least: int = 1) -> None:
-    """Raises ValueError unless `number`, the value of `key`, is at least `least`."""
-    if number < least:
-        raise ValueError(f"{key} must be at least {least}, got {number}")

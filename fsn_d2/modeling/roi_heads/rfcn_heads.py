@@ -14,14 +14,11 @@ from torch import Tensor, nn
 
 from fsn_d2.layers import start_convolution
 
+from ..checks import require_positive
 from ..hard_examples import hardest
 from ..position_sensitive import VotingROIPooler
 from .box_levels import box_levels
-from .position_sensitive_heads import (
-    PositionSensitiveROIHeads,
-    require_pooling,
-    require_positive,
-)
+from .position_sensitive_heads import PositionSensitiveROIHeads, require_pooling
 
 
 class PositionSensitiveMaps(nn.Module):

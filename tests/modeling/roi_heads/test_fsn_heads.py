@@ -258,12 +258,20 @@ def test_the_config_reaches_the_parts() -> None:
     [
         ("MERGE", "blend", {}),
         ("ACTIVATION", "tanh", {"MODEL__FSN__MERGE": "multiply"}),
+        ("ACTIVATION", "tanh", {}),
+        ("ACTIVATION", "tanh", {"MODEL__FSN__SUB_REGION": "none", "MODEL__FSN__RATIOS": []}),
+        ("CHANNELS", 0, {}),
+        ("CHANNELS", -3, {"MODEL__FSN__MERGE": "sum"}),
+        ("SHIFT", -1, {}),
         ("SUB_REGION", "centre", {}),
         ("BANK_INPUT", "raw", {}),
         ("RATIOS", [1.0, -0.5], {}),
+        ("RATIOS", ["0.5"], {}),
+        ("RATIOS", [1.0, float("inf")], {}),
         ("BANK_KERNEL", 2, {}),
         ("GRID", 0, {}),
         ("GRID", -3, {}),
+        ("GRID", 3, {"MODEL__ROI_BOX_HEAD__POOLER_RESOLUTION": 2}),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key(
@@ -271,6 +279,13 @@ def test_a_wrong_value_is_refused_with_its_key(
 ) -> None:
     with pytest.raises(ValueError, match=rf"MODEL\.FSN\.{key}\b"):
         build(head_cfg(name, **{f"MODEL__FSN__{key}": value}, **changes))
+
+
+@pytest.mark.parametrize("name", ["FSNROIHeads", "FSNRes5ROIHeads"])
+def test_a_pooling_of_rotated_boxes_is_refused_with_its_key(name: str) -> None:
+    cfg = head_cfg(name, MODEL__ROI_BOX_HEAD__POOLER_TYPE="ROIAlignRotated")
+    with pytest.raises(ValueError, match=r"MODEL\.ROI_BOX_HEAD\.POOLER_TYPE.*'ROIAlignRotated'"):
+        build(cfg)
 
 
 def test_levels_of_different_widths_are_refused() -> None:
