@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .classes import choose_classes, class_problems
 from .cleaning import CleanedSet, Rules, clean, image_defect
 from .coco_source import read_coco
+from .keypoints import keypoint_problems
 from .problems import Problem, collected
 from .source import Source
 from .specs import SPEC_SYNTAX, DatasetSpec, parse_spec
@@ -57,6 +58,7 @@ def check_datasets(
         if source.image_root.is_dir() and source.coco["images"]
     }
     problems += [problem for each in cleaned.values() for problem in each.problems]
+    problems += keypoint_problems(cfg, cleaned)
     if not problems and train and not eval_only:
         problems += _training_problems(cfg, [cleaned.get(name) for name in train], rules)
     return cleaned, problems

@@ -201,7 +201,8 @@ def _clean_categories(source: Source, classes: list[str]) -> tuple[list[Coco], d
     if source.listed == classes and typed:
         return categories, {c["id"]: c["id"] for c in categories}
     ids = {name: i for i, name in enumerate(classes, start=1)}
-    new = [{"id": i, "name": name} for name, i in ids.items()]
+    old = {str(c["name"]): c for c in categories}  # what else they hold, as names of keypoints
+    new = [{**old.get(name, {}), "id": i, "name": name} for name, i in ids.items()]
     return new, {c["id"]: ids.get(str(c["name"])) for c in categories}
 
 

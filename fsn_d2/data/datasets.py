@@ -12,6 +12,7 @@ import hashlib
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -19,6 +20,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from .checking import check_datasets
 from .cleaning import CleanedSet, describe
+from .keypoints import keypoint_metadata
 from .problems import raise_problems
 from .writing import write_json
 
@@ -47,8 +49,9 @@ def register_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
         cfg: reads ``DATASETS.TRAIN``, ``DATASETS.TEST``, ``DATASETS.CLASSES``,
             ``DATASETS.ALLOW_OUTSIDE``, ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``,
             ``INPUT.MAX_PIXELS``, ``INPUT.MAX_SIZE_TRAIN`` and ``_TEST``, ``OUTPUT_DIR``,
-            ``MODEL.MASK_ON``, ``MODEL.META_ARCHITECTURE`` and the ``NUM_CLASSES`` that this
-            architecture uses.
+            ``MODEL.MASK_ON``, ``MODEL.KEYPOINT_ON``, ``MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS``,
+            ``TEST.KEYPOINT_OKS_SIGMAS``, ``MODEL.META_ARCHITECTURE`` and the ``NUM_CLASSES`` that
+            this architecture uses.
         eval_only: training sets serve only to find the classes and may be absent.
 
     Raises:
@@ -63,10 +66,10 @@ def register_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     folder = Path(cfg.OUTPUT_DIR) / "datasets"
     raise_problems(problems, folder / "problems.txt")
     for cleaned in sets.values():
-        _register(cleaned, folder)
+        _register(cleaned, folder, keypoint_metadata(cleaned.coco, cfg.TEST.KEYPOINT_OKS_SIGMAS))
 
 
-def _register(cleaned: CleanedSet, folder: Path) -> None:
+def _register(cleaned: CleanedSet, folder: Path, metadata: dict[str, Any]) -> None:
     source = cleaned.source
     name = source.spec.name
     json_file = source.spec.path
@@ -75,7 +78,7 @@ def _register(cleaned: CleanedSet, folder: Path) -> None:
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog:
             catalog.remove(name)
-    register_coco_instances(name, {}, str(json_file), str(source.image_root))
+    register_coco_instances(name, metadata, str(json_file), str(source.image_root))
     DatasetCatalog.get(name)  # fills in the class names
 
 

@@ -44,6 +44,8 @@ def repair_fields(annotation: Coco, width: int, height: int) -> tuple[Coco, list
     if "keypoints" in new and not _are_keypoints(new["keypoints"]):
         del new["keypoints"]
         findings.append(KEYPOINTS)
+    if "keypoints" in new and not _is_number(new.get("num_keypoints")):
+        new["num_keypoints"] = sum(visible > 0 for visible in new["keypoints"][2::3])
     return new, findings
 
 

@@ -34,9 +34,11 @@ def build_evaluator(dataset: str, output_dir: str) -> DatasetEvaluator:
     Raises:
         ValueError: the set's metadata name an evaluator this project does not use.
     """
-    kind = MetadataCatalog.get(dataset).get("evaluator_type", "coco")
+    metadata = MetadataCatalog.get(dataset)
+    kind = metadata.get("evaluator_type", "coco")
     if kind == "coco":
-        return COCOEvaluator(dataset, output_dir=output_dir)
+        sigmas = metadata.get("keypoint_oks_sigmas", ())  # of a set of the user's own
+        return COCOEvaluator(dataset, output_dir=output_dir, kpt_oks_sigmas=sigmas)
     if kind == "pascal_voc":
         return PascalVOCDetectionEvaluator(dataset)
     raise ValueError(
