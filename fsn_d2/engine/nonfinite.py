@@ -25,6 +25,9 @@ class BatchSkipped(Exception):
 class NonFiniteLoss(HookBase):
     """Looks at the losses after every forward pass with gradients, in all processes alike.
 
+    Detectron2 refuses boxes that are not finite inside the forward pass, before there are losses:
+    what it raises in training mode counts as a loss that is not a number.
+
     "stop" raises FloatingPointError, which names the parts of the loss, the images and the last
     good checkpoint. "skip" raises `BatchSkipped`, for the trainer to go on with the next batch:
     weights, optimizer and running statistics of norms stay as they were. The count goes to the
@@ -46,9 +49,12 @@ class NonFiniteLoss(HookBase):
         self._skipped = 0
         self._handles: list[Any] = []
         self._statistics: list[Tensor] = []
+        self._refusal = ""  # what the model said in the running forward pass
 
     def before_train(self) -> None:
         model = self.trainer.model
+        self._forward = model.forward
+        vars(model)["forward"] = self._guarded  # goes before the class's method
         if self._skips:
             self._handles.append(model.register_forward_pre_hook(self._keep_statistics))
         self._handles.append(model.register_forward_hook(self._check))
@@ -56,6 +62,7 @@ class NonFiniteLoss(HookBase):
     def after_train(self) -> None:
         for handle in self._handles:
             handle.remove()
+        vars(self.trainer.model).pop("forward", None)
 
     def after_step(self) -> None:
         if self._skips:
@@ -71,13 +78,29 @@ class NonFiniteLoss(HookBase):
         if _trains(model):
             self._statistics = [buffer.clone() for buffer in _running_statistics(model)]
 
+    def _guarded(self, *inputs: Any, **named: Any) -> Any:
+        """The model's forward pass, which hands over a loss that is not a number where it refuses.
+
+        Raised from here, the error would end this process alone and leave the others waiting.
+        """
+        self._refusal = ""
+        try:
+            return self._forward(*inputs, **named)
+        except (FloatingPointError, AssertionError) as error:
+            # Boxes.clip asserts: "Box tensor contains infinite or NaN!"
+            of_numbers = isinstance(error, FloatingPointError) or "NaN" in str(error)
+            if not (of_numbers and self.trainer.model.training):
+                raise
+            self._refusal = str(error)
+            return {"refused": torch.tensor(torch.nan)}
+
     def _check(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not _trains(model):
             return
         losses = output if isinstance(output, dict) else {"total_loss": output}
         finite = bool(torch.isfinite(sum(loss.detach().sum() for loss in losses.values())))
         if not all(comm.all_gather(finite)):
-            self._react(model, "" if finite else _describe(losses, inputs[0]))
+            self._react(model, "" if finite else self._describe(losses, inputs[0]))
 
     def _react(self, model: nn.Module, description: str) -> None:
         found = "; ".join(text for text in comm.all_gather(description) if text)
@@ -93,6 +116,16 @@ class NonFiniteLoss(HookBase):
         self._skipped += 1
         raise BatchSkipped(f"{message} The batch is skipped, number {self._skipped} so far.")
 
+    def _describe(self, losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> str:
+        parts = [
+            f"{name} = {loss.detach().sum().item()}"
+            for name, loss in losses.items()
+            if not torch.isfinite(loss).all()
+        ]
+        what = f'"{self._refusal}"' if self._refusal else ", ".join(parts)
+        images = [str(sample.get("file_name", "without file_name")) for sample in batch]
+        return f"{what or 'the sum of all parts'} for {', '.join(images)}"
+
 
 def _trains(model: nn.Module) -> bool:
     """A loss without gradients, as for validation, reaches no weight and is no other process's."""
@@ -102,13 +135,3 @@ def _trains(model: nn.Module) -> bool:
 def _running_statistics(model: nn.Module) -> Iterator[Tensor]:
     for module in get_bn_modules(model):
         yield from module.buffers(recurse=False)
-
-
-def _describe(losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> str:
-    parts = [
-        f"{name} = {loss.detach().sum().item()}"
-        for name, loss in losses.items()
-        if not torch.isfinite(loss).all()
-    ]
-    images = [str(sample.get("file_name", "without file_name")) for sample in batch]
-    return f"{', '.join(parts) or 'the sum of all parts'} for {', '.join(images)}"

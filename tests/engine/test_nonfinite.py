@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -62,6 +64,18 @@ class Spoil(HookBase):
 
 
 @pytest.fixture
+def spoilt_features(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpoilFeatures]:
+    build = Trainer.build_hooks
+
+    def spoil(part: str, *iterations: int) -> SpoilFeatures:
+        hook = SpoilFeatures(part, *iterations)
+        monkeypatch.setattr(Trainer, "build_hooks", lambda trainer: [hook, *build(trainer)])
+        return hook
+
+    return spoil
+
+
+@pytest.fixture
 def spoilt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spoil]:
     build = Trainer.build_hooks
 
@@ -71,6 +85,28 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spoil]:
         return hook
 
     return spoil
+
+
+class SpoilFeatures(Spoil):
+    """Makes what a part of the model gives infinite, which the boxes made of it inherit."""
+
+    def __init__(self, part: str, *iterations: int) -> None:
+        super().__init__(float("inf"), *iterations)
+        self.part = part
+
+    def before_train(self) -> None:
+        self.trainer.model.register_forward_pre_hook(self.note)
+        self.trainer.model.get_submodule(self.part).register_forward_hook(self.spoil_features)
+
+    def note(self, model: nn.Module, inputs: Any) -> None:
+        self.images[self.trainer.iter] = [sample["file_name"] for sample in inputs[0]]
+
+    def spoil_features(self, part: nn.Module, inputs: Any, output: Any) -> Any:
+        if self.trainer.iter not in self.iterations:
+            return None
+        if isinstance(output, dict):
+            return {name: value * self.value for name, value in output.items()}
+        return [value * self.value for value in output]
 
 
 def equal(first: list[Tensor], second: list[Tensor]) -> bool:
@@ -107,6 +143,21 @@ def test_without_a_checkpoint_none_is_named(
         train_net.main(tiny_args("fsn_R50.yaml", **RUN))
 
 
+def test_boxes_that_the_model_refuses_stop_it_in_the_same_way(
+    tiny_args: Args, tmp_path: Path, spoilt_features: Callable[..., SpoilFeatures]
+) -> None:
+    """Detectron2's RPN raises before there is a loss, and names neither images nor a checkpoint."""
+    hook = spoilt_features("backbone", 3)
+    with pytest.raises(FloatingPointError) as caught:
+        train_net.main(tiny_args("fsn_R50.yaml", **RUN))
+    message = str(caught.value)
+    assert message.startswith("Loss is not finite at iteration 3") and "\n" not in message
+    assert "Predicted boxes or scores contain Inf/NaN" in message
+    assert len(hook.images[3]) == 2
+    assert all(image in message for image in hook.images[3])
+    assert str(tmp_path / "output" / "model_0000001.pth") in message
+
+
 # ---------------------------------------------------------------------------- skip
 
 
@@ -122,6 +173,61 @@ def test_a_skipped_batch_changes_nothing_and_is_counted(
     assert json.loads(lines[-1])["skipped_batches"] == 2
     log = (tmp_path / "output" / "log.txt").read_text()
     assert hook.images[3][0] in log and "number 2 so far" in log
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ("fsn_R50.yaml", "backbone"),
+        ("cascade_rcnn_R50.yaml", "roi_heads.box_predictor.0"),  # refuses its boxes by an assertion
+        ("retinanet_R50.yaml", "backbone"),  # refuses none
+    ],
+)
+def test_a_batch_that_the_model_refuses_is_skipped(
+    config: str,
+    part: str,
+    tiny_args: Args,
+    tmp_path: Path,
+    spoilt_features: Callable[..., SpoilFeatures],
+) -> None:
+    hook = spoilt_features(part, 1)
+    run = {**RUN, **RUNNING_STATISTICS, "SOLVER__NONFINITE": "skip", "SOLVER__MAX_ITER": 3}
+    train_net.main(tiny_args(config, **run))
+    changed = [not equal(hook.states[i], hook.states[i + 1]) for i in range(3)]
+    assert changed == [True, False, True]
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert hook.images[1][0] in log and "number 1 so far" in log
+
+
+def test_other_errors_of_the_model_stay_what_they_are(
+    tiny_args: Args, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*inputs: Any) -> None:
+        raise AssertionError("no ground truth")
+
+    monkeypatch.setattr(GeneralizedRCNN, "preprocess_image", fail)
+    with pytest.raises(AssertionError, match="no ground truth"):
+        train_net.main(tiny_args("fsn_R50.yaml", **RUN, SOLVER__NONFINITE="skip"))
+
+
+def test_a_validation_loss_that_the_model_refuses_is_not_a_number(
+    tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse = FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+    forward = GeneralizedRCNN.forward
+
+    def refuse_without_gradients(self: nn.Module, batch: list[dict[str, Any]]) -> Any:
+        if self.training and not torch.is_grad_enabled():
+            raise refuse
+        return forward(self, batch)
+
+    monkeypatch.setattr(GeneralizedRCNN, "forward", refuse_without_gradients)
+    run = {key: value for key, value in RUN.items() if key != "DATASETS__TEST"}
+    run = {**run, "SOLVER__MAX_ITER": 2, "TEST__EVAL_PERIOD": 1}
+    train_net.main(tiny_args("fsn_R50.yaml", **run))
+    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    losses = [json.loads(line).get("validation_loss", 0.0) for line in lines]
+    assert any(map(math.isnan, losses))
 
 
 def test_the_count_goes_on_after_a_resume(
@@ -144,15 +250,19 @@ def test_another_reaction_is_refused(tiny_args: Args) -> None:
 
 
 class OneLoss(nn.Module):
-    """Its loss is not a number for samples that are not."""
+    """Its loss is not a number for samples that are not; or it refuses them."""
 
-    def __init__(self) -> None:
+    def __init__(self, refuses: bool) -> None:
         super().__init__()
+        self.refuses = refuses
         self.norm = nn.BatchNorm1d(2)
         self.weight = nn.Parameter(torch.ones(2))
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         values = torch.stack([sample["image"] for sample in batch])
+        if self.refuses and not values.isfinite().all():
+            self.norm(values)
+            raise FloatingPointError("loss = nan in the boxes")
         return {"loss": (self.norm(values) * self.weight).sum(), "fine": self.weight.sum()}
 
 
@@ -171,11 +281,11 @@ class Steps(SimpleTrainer):
             self.skipped = (self.iter, str(skipped))
 
 
-def train_in_parallel(rank: int, folder: str, reaction: str) -> None:
+def train_in_parallel(rank: int, folder: str, reaction: str, refuses: bool) -> None:
     torch.set_num_threads(1)  # a forked process cannot use its parent's pool of threads
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    model = DistributedDataParallel(OneLoss(), broadcast_buffers=False)
+    model = DistributedDataParallel(OneLoss(refuses), broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     trainer = Steps(model, list(batches(rank)), optimizer)
     # Losses without gradients are no matter of all processes: one has none, the other a bad one.
@@ -194,9 +304,12 @@ def train_in_parallel(rank: int, folder: str, reaction: str) -> None:
 
 
 @pytest.mark.parametrize("reaction", ["stop", "skip"])
-def test_all_processes_react_when_one_has_such_a_loss(reaction: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refuses", [False, True])
+def test_all_processes_react_when_one_has_such_a_loss(
+    reaction: str, refuses: bool, tmp_path: Path
+) -> None:
     mp.start_processes(
-        train_in_parallel, nprocs=2, args=(str(tmp_path), reaction), start_method="fork"
+        train_in_parallel, nprocs=2, args=(str(tmp_path), reaction, refuses), start_method="fork"
     )
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
     if reaction == "stop":
