@@ -12,6 +12,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpointer
+from .loss_normalizers import loss_normalizers, set_loss_normalizers
 
 __all__ = ["REACTIONS", "BatchSkipped", "NonFiniteLoss"]
 
@@ -30,8 +31,8 @@ class NonFiniteLoss(HookBase):
 
     "stop" raises FloatingPointError, which names the parts of the loss, the images and the last
     good checkpoint. "skip" raises `BatchSkipped`, for the trainer to go on with the next batch:
-    weights, optimizer and running statistics of norms stay as they were. The count goes to the
-    metrics as ``skipped_batches`` and into checkpoints.
+    weights, optimizer, running statistics of norms and loss normalizers stay as they were. The
+    count goes to the metrics as ``skipped_batches`` and into checkpoints.
 
     Args:
         reaction: "stop" or "skip" (SOLVER.NONFINITE).
@@ -49,6 +50,7 @@ class NonFiniteLoss(HookBase):
         self._skipped = 0
         self._handles: list[Any] = []
         self._statistics: list[Tensor] = []
+        self._normalizers: list[float | None] = []
         self._refusal = ""  # what the model said in the running forward pass
 
     def before_train(self) -> None:
@@ -77,6 +79,7 @@ class NonFiniteLoss(HookBase):
     def _keep_statistics(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         if _trains(model):
             self._statistics = [buffer.clone() for buffer in _running_statistics(model)]
+            self._normalizers = loss_normalizers(model)
 
     def _guarded(self, *inputs: Any, **named: Any) -> Any:
         """The model's forward pass, which hands over a loss that is not a number where it refuses.
@@ -113,6 +116,7 @@ class NonFiniteLoss(HookBase):
             )
         for buffer, before in zip(_running_statistics(model), self._statistics, strict=True):
             buffer.copy_(before)
+        set_loss_normalizers(model, self._normalizers)
         self._skipped += 1
         raise BatchSkipped(f"{message} The batch is skipped, number {self._skipped} so far.")
 

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import Checkpointer
 from .interruption import EXIT_CODE, StopSignal
+from .loss_normalizers import loss_normalizers
 from .random_state import random_state
 
 __all__ = ["Checkpoint", "CheckpointAfterEvaluation"]
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 class Checkpoint(hooks.PeriodicCheckpointer):
     """Saves before the evaluation; ends the training if a stop was requested.
 
-    To be registered in all processes, which save together: every one has random states.
+    To be registered in all processes, which save together: every one has random states and loss
+    normalizers of its own.
 
     Args:
         checkpointer: writes in the main process alone.
@@ -57,6 +59,7 @@ class Checkpoint(hooks.PeriodicCheckpointer):
             _require_finite(self.checkpointer)
             state = {
                 "random_states": comm.gather(random_state()),
+                "loss_normalizers": comm.gather(loss_normalizers(self.checkpointer.model)),
                 "hooks_pending": pending,
             }
             if periodic:

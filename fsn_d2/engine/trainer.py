@@ -24,6 +24,7 @@ from ..checkpoint.writing import disk_is_full, remove_leftovers
 from ..data import TolerantMapper
 from ..evaluation import build_evaluator, evaluation_folder
 from .interruption import StopSignal, obey_parent_alone
+from .loss_normalizers import set_loss_normalizers
 from .memory import PeakMemory
 from .nonfinite import BatchSkipped, NonFiniteLoss
 from .random_state import set_random_state
@@ -132,6 +133,7 @@ class Trainer(DefaultTrainer):
         super().before_train()
         if self._resumed_from is not None:
             self._restore_random_state(self._resumed_from.get("random_states", []))
+            self._restore_loss_normalizers(self._resumed_from.get("loss_normalizers", []))
             self._complete_iteration(hooks_pending=self._resumed_from.get("hooks_pending", False))
 
     def _restore_random_state(self, states: list[dict[str, Any]]) -> None:
@@ -144,6 +146,10 @@ class Trainer(DefaultTrainer):
                 len(states),
                 comm.get_world_size(),
             )
+
+    def _restore_loss_normalizers(self, values: list[list[float | None]]) -> None:
+        if values:  # as many as there were processes; any one's is nearer than the initial value
+            set_loss_normalizers(self.model, values[comm.get_rank() % len(values)])
 
     def _complete_iteration(self, *, hooks_pending: bool) -> None:
         """Makes up for what the iteration of the checkpoint still had to do.

@@ -26,6 +26,7 @@ from ..checkpoint import Checkpointer
 from ..data import TolerantMapper
 from ..visualization.curves import save_curves
 from ..visualization.drawing import draw_detections
+from .loss_normalizers import loss_normalizers, set_loss_normalizers
 from .random_state import own_random_numbers
 
 __all__ = [
@@ -87,10 +88,14 @@ class ValidationLoss(_AtEvaluation):
 
 
 class _as_in_training:
-    """The model in training mode, but for batch statistics; afterwards as before."""
+    """The model in training mode, but for batch statistics; afterwards as before.
+
+    What dense detectors normalize their losses by moves inside it, and is then put back.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._modes = [(module, module.training) for module in model.modules()]
+        self._normalizers = loss_normalizers(model)
         self._model = model
 
     def __enter__(self) -> None:
@@ -102,6 +107,7 @@ class _as_in_training:
     def __exit__(self, *error: object) -> None:
         for module, mode in self._modes:
             module.training = mode
+        set_loss_normalizers(self._model, self._normalizers)
 
 
 class SampleImages(_AtEvaluation):

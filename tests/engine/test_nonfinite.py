@@ -60,7 +60,10 @@ class Spoil(HookBase):
     def snapshot(self) -> list[Tensor]:
         optimizer = self.trainer.optimizer.state.values()
         momentum = [s["momentum_buffer"] for s in optimizer if "momentum_buffer" in s]
-        return [v.clone() for v in [*self.trainer.model.state_dict().values(), *momentum]]
+        # Dense detectors of Detectron2 keep a number that is in no state_dict.
+        normalizer = torch.tensor(getattr(self.trainer.model, "loss_normalizer", 0.0))
+        state = self.trainer.model.state_dict().values()
+        return [v.clone() for v in [*state, *momentum, normalizer]]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.engine import AMPTrainer, HookBase, hooks
+from detectron2.utils import comm
 
 import train_net
 from fsn_d2.checkpoint import Checkpointer
@@ -114,6 +115,28 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(
     assert momentum.abs().sum() > 0
     assert found["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 6
     assert not same(load(tmp_path / "whole/model_0000003.pth")["model"], found["model"])
+
+
+def near(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Equal but for rounding, in which two RetinaNets of one process can differ."""
+    return all(torch.allclose(first[k], second[k], rtol=0, atol=1e-7) for k in first)
+
+
+@pytest.mark.parametrize("config", ["retinanet_R50.yaml", "fsaf_R50_joint.yaml"])
+def test_a_dense_detector_goes_on_with_its_loss_normalizer(
+    config: str, tiny_args: Args, tmp_path: Path, extra_hooks: list[HookBase]
+) -> None:
+    """Detectron2 keeps it outside every state_dict."""
+    train_net.main(tiny_args(config, **RUN, OUTPUT_DIR=tmp_path / "whole"))
+    extra_hooks.append(Interrupt(after=3))
+    with pytest.raises(KeyboardInterrupt):
+        train_net.main(tiny_args(config, **RUN))
+    extra_hooks.clear()
+    train_net.main(tiny_args(config, "--resume", **RUN))
+    expected, found = (load(tmp_path / run / "model_final.pth") for run in ("whole", "output"))
+    assert near(expected["model"], found["model"])
+    assert not near(load(tmp_path / "whole/model_0000003.pth")["model"], found["model"])
+    assert expected["loss_normalizers"] == found["loss_normalizers"]
 
 
 @pytest.mark.parametrize("moment", ["in the evaluation", "in the next iteration"])
@@ -240,6 +263,25 @@ def test_a_checkpoint_without_optimizer_state_is_not_resumed(
     old.save("model_0000001", trainer={"iteration": 1}, iteration=1)
     with pytest.raises(ValueError, match=r"model_0000001\.pth.*no optimizer state.*MODEL\.WEIGHTS"):
         trainer.resume_or_load(resume=True)
+
+
+def test_each_process_finds_its_own_loss_normalizer_again(
+    tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = {**RUN, "SOLVER__MAX_ITER": 1}
+    train_net.main(tiny_args("retinanet_R50.yaml", **run))
+    path = tmp_path / "output" / "model_final.pth"
+    state = load(path)
+    ((value,),) = state["loss_normalizers"]
+    assert 0 < value < 100  # a moving average that begins with Detectron2's 100
+    torch.save({**state, "loss_normalizers": [[7.0], [11.0]]}, path)
+    for rank, expected in ((0, 7.0), (1, 11.0), (2, 7.0)):
+        trainer = Trainer(setup(tiny_args("retinanet_R50.yaml", **run)))
+        trainer.resume_or_load(resume=True)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        trainer._restore_loss_normalizers(trainer._resumed_from["loss_normalizers"])
+        monkeypatch.undo()
+        assert trainer.model.loss_normalizer == expected
 
 
 def test_another_number_of_processes_is_warned_of(tiny_args: Args, tmp_path: Path) -> None:

@@ -66,14 +66,20 @@ def test_a_watched_training_leaves_losses_pictures_and_curves(
     assert cv2.imread(str(output / "curves.png")).std() > 5
 
 
-def test_watching_changes_nothing_of_the_training(tiny_args: Args, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["fsn_R50.yaml", "retinanet_R50.yaml", "fsaf_R50_joint.yaml"])
+def test_watching_changes_nothing_of_the_training(
+    config: str, tiny_args: Args, tmp_path: Path
+) -> None:
     weights = []
     for watch in ({"WATCH__LOSS_IMAGES": 0, "WATCH__SAMPLES": 0}, {}):
         output = tmp_path / f"run{len(weights)}"
         changes = {**WATCHED, **watch, "OUTPUT_DIR": output, "SEED": 3}
-        train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
+        train_net.main(tiny_args(config, small=True, **changes))
         weights.append(torch.load(output / "model_final.pth", weights_only=False)["model"])
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    # Two RetinaNets that are trained in one process can differ in rounding.
+    bound = 0.0 if config == "fsn_R50.yaml" else 1e-7
+    first, second = weights
+    assert all(torch.allclose(first[k], second[k], rtol=0, atol=bound) for k in first)
 
 
 class Covering(nn.Module):
