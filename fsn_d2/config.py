@@ -78,7 +78,7 @@ def _add_training_config(cfg: CfgNode) -> None:
     # Images of it that are drawn with their detections for TensorBoard; 0: none.
     watch.SAMPLES = 4
     # By which the best model is kept as model_best.pth and training may end early. With several
-    # test sets the set's name comes first: "my_set/bbox/AP".
+    # test sets the first set's; another's with its name before: "my_set/bbox/AP".
     watch.METRIC = "bbox/AP"
     # Evaluations in a row without a better METRIC after which training ends; 0: it does not.
     watch.PATIENCE = 0

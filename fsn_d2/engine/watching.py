@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -34,6 +35,7 @@ __all__ = [
     "Curves",
     "EarlyStop",
     "EarlyStopping",
+    "KnownMetric",
     "SampleImages",
     "ValidationLoss",
     "watching_hooks",
@@ -153,6 +155,38 @@ class SampleImages(_AtEvaluation):
         self.trainer.storage.put_image(f"detections/{number}", drawn.transpose(2, 0, 1))
 
 
+def _full_name(metric: str, known: Iterable[str]) -> str | None:
+    """The name that a metric goes by among others; with several test sets the first set's."""
+    found = (name for name in known if name == metric or name.endswith(f"/{metric}"))
+    return next(found, None)
+
+
+class KnownMetric(_AtEvaluation):
+    """Ends a training whose evaluations have no such metric, instead of waiting for it in vain."""
+
+    def __init__(self, period: int, metric: str) -> None:
+        """
+        Args:
+            period: TEST.EVAL_PERIOD.
+            metric: as for `BestModel`.
+        """
+        super().__init__(period)
+        self._metric = metric
+
+    def evaluated(self) -> None:
+        """
+        Raises:
+            ValueError: there are results, as in the main process alone, and the metric is not
+                among them.
+        """
+        known = flatten_results_dict(self.trainer.last_results)
+        if known and _full_name(self._metric, known) is None:
+            raise ValueError(
+                f"WATCH.METRIC: expected one of the evaluation's metrics, {', '.join(known)}, got "
+                f"{self._metric!r}. Name one of them."
+            )
+
+
 class BestModel(hooks.BestCheckpointer):
     """Detectron2's hook, which keeps the best model as model_best.pth, across a resume too.
 
@@ -164,9 +198,16 @@ class BestModel(hooks.BestCheckpointer):
         Args:
             period: TEST.EVAL_PERIOD.
             checkpointer: writes in the main process.
-            metric: to be large, as the evaluators name it: "bbox/AP".
+            metric: to be large, as the evaluators name it: "bbox/AP". Where several sets have it,
+                the first one's, unless a set's name is before it: "my_set/bbox/AP".
         """
         super().__init__(period, _Untagged(checkpointer), metric)
+        self._metric = metric
+
+    def _best_checking(self) -> None:
+        known = self.trainer.storage.latest()
+        self._val_metric = _full_name(self._metric, known) or self._metric
+        super()._best_checking()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}
@@ -214,8 +255,10 @@ class EarlyStopping(_AtEvaluation):
             )
 
     def evaluated(self) -> None:
-        latest = self.trainer.storage.latest().get(self._metric)
-        if latest is not None:  # known to the main process alone
+        known = self.trainer.storage.latest()
+        name = _full_name(self._metric, known)
+        if name is not None:  # known to the main process alone
+            latest = known[name]
             is_better = latest[0] > self._best
             self._waited = 0 if is_better else self._waited + 1
             self._best = latest[0] if is_better else self._best
@@ -257,6 +300,7 @@ def watching_hooks(cfg: CfgNode, checkpointer: Checkpointer) -> list[HookBase]:
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         images = partial(_without_ground_truth, cfg)
         found.append(SampleImages(period, images, watch.SAMPLES, metadata, cfg.INPUT.FORMAT))
+    found.append(KnownMetric(period, watch.METRIC))
     if comm.is_main_process():  # which alone knows the metrics
         found.append(BestModel(period, checkpointer, watch.METRIC))
     if watch.PATIENCE:

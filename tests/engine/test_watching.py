@@ -159,6 +159,52 @@ def test_the_best_score_survives_a_resume(tiny_args: Args, tmp_path: Path, evalu
     assert best["iteration"] == 1
 
 
+def said_by(monkeypatch: pytest.MonkeyPatch, *results: dict[str, Any]) -> None:
+    """Lets Trainer.test say these results one after the other."""
+    left = iter(results)
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model: next(left)))
+
+
+def two_sets(first: float, second: float) -> dict[str, Any]:
+    """As Detectron2 gives the results of two sets whose names are paths."""
+    sets = {"coco://a.json:a": first, "coco://b.json:b": second}
+    return {name: {"bbox": {"AP50": 99.0, "AP": value}} for name, value in sets.items()}
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("bbox/AP", 1), ("coco://b.json:b/bbox/AP", 3), (None, 1)]
+)
+def test_of_several_sets_the_first_is_watched_or_the_one_that_is_named(
+    metric: str | None, best: int, tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said_by(monkeypatch, two_sets(20.0, 10.0), two_sets(10.0, 20.0), two_sets(5.0, 5.0))
+    watched = {} if metric is None else {"WATCH__METRIC": metric}
+    changes = {**WATCHED, **watched, "SOLVER__MAX_ITER": 100, "WATCH__PATIENCE": 1}
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
+    output = tmp_path / "output"
+    assert torch.load(output / "model_best.pth", weights_only=False)["iteration"] == best
+    assert torch.load(output / "model_final.pth", weights_only=False)["iteration"] == best + 2
+
+
+def test_a_metric_that_is_not_there_ends_the_training_at_the_first_evaluation(
+    tiny_args: Args, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said_by(monkeypatch, {"bbox": {"AP": 3.0, "AP50": 4.0}})
+    args = tiny_args("fsn_R50.yaml", small=True, **WATCHED, WATCH__METRIC="bbox/ap")
+    with pytest.raises(ValueError, match=r"WATCH\.METRIC: .*bbox/AP, bbox/AP50, got 'bbox/ap'"):
+        train_net.main(args)
+
+
+def test_evaluations_without_results_end_no_training(
+    tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a set without annotations, and of all processes but the main one."""
+    said_by(monkeypatch, {}, {"a": {}, "b": {}})
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, **WATCHED, WATCH__PATIENCE=1))
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+    assert not (tmp_path / "output" / "model_best.pth").exists()
+
+
 # ---------------------------------------------------------------------------- ending early
 
 
