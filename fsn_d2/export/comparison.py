@@ -21,10 +21,12 @@ class ExportDifference:
         images: compared.
         detections: of the eager model, in all.
         counts_differ: images on which the numbers of detections differ.
-        boxes: largest difference of a coordinate, in pixels.
+        boxes: largest difference of a coordinate, in pixels; as for scores and masks, inf where a
+            number stands against none (NaN).
         scores: largest difference of a score.
         classes: detections whose class differs.
         masks: largest difference of a mask's probability.
+        sizes_differ: images of which the models give another `image_size`.
     """
 
     images: int = 0
@@ -34,13 +36,14 @@ class ExportDifference:
     scores: float = 0.0
     classes: int = 0
     masks: float = 0.0
+    sizes_differ: int = 0
 
     def within(self, boxes: float = 0.01, scores: float = 1e-4) -> bool:
-        """Whether the models agree: same detections, boxes and scores within these bounds.
+        """Whether the models agree: same detections and sizes, boxes and scores in these bounds.
 
         Masks are held to 10 times the bound of the scores.
         """
-        same = self.counts_differ == 0 and self.classes == 0
+        same = self.counts_differ == 0 and self.classes == 0 and self.sizes_differ == 0
         near = self.boxes <= boxes and self.scores <= scores and self.masks <= 10 * scores
         return same and near
 
@@ -49,6 +52,7 @@ class ExportDifference:
         count = len(eager["scores"])
         self.images += 1
         self.detections += count
+        self.sizes_differ += int(eager["image_size"].tolist() != exported["image_size"].tolist())
         if count != len(exported["scores"]):
             self.counts_differ += 1
         elif count:
@@ -56,8 +60,15 @@ class ExportDifference:
             self.classes += int((eager["classes"] != exported["classes"][partner]).sum())
             for name in ("boxes", "scores", "masks"):
                 if name in eager:
-                    apart = float((eager[name] - exported[name][partner]).abs().max())
+                    apart = _apart(eager[name], exported[name][partner])
                     setattr(self, name, max(getattr(self, name), apart))
+
+
+def _apart(eager: Tensor, exported: Tensor) -> float:
+    """Largest difference; NaN is equal to NaN, and infinitely far from a number."""
+    alike = (eager == exported) | (eager.isnan() & exported.isnan())
+    apart = (eager - exported).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return float(apart.masked_fill(alike, 0).max())
 
 
 def _partners(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> Tensor:
@@ -68,7 +79,7 @@ def _partners(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> Tensor:
     apart = (eager["boxes"][:, None] - exported["boxes"]).abs().amax(dim=2)
     apart += (eager["scores"][:, None] - exported["scores"]).abs()
     apart += _ANOTHER_CLASS * (eager["classes"][:, None] != exported["classes"])
-    nearest = apart.argmin(dim=1)
+    nearest = apart.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin(dim=1)
     in_order = torch.arange(len(nearest))
     return nearest if nearest.sort().values.equal(in_order) else in_order
 
@@ -90,6 +101,7 @@ def compare_export(
         found = detect(model, [{"image": image}])[0]["instances"].to("cpu")
         fields = {name.removeprefix("pred_"): value for name, value in found.get_fields().items()}
         fields["boxes"] = fields["boxes"].tensor
+        fields["image_size"] = torch.tensor(found.image_size)
         answer = (value.cpu() for value in exported(image))
         worst.add(fields, dict(zip(output_names(found), answer, strict=True)))
     return worst

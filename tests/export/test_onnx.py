@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from fsn_d2.export import ExportDifference, compare_export, export_onnx, weights_sha256
@@ -145,7 +145,8 @@ class Toy(nn.Module):
         image = inputs[0]["image"]
         scores = self.function(image.flatten()[:1] * self.weight)
         boxes = Boxes(torch.stack([scores, scores, scores + 1, scores + 2], dim=1))
-        found = Instances(image.shape[1:], pred_boxes=boxes, scores=scores)
+        size = ImageList.from_tensors([image]).image_sizes[0]  # which keeps it while tracing
+        found = Instances(size, pred_boxes=boxes, scores=scores)
         found.pred_classes = torch.zeros_like(scores, dtype=torch.int64)
         return [found]
 

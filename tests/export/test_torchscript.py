@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 import subprocess
@@ -161,9 +162,11 @@ class Fixed(torch.nn.Module):
         return [Instances((9, 9), pred_boxes=boxes, scores=scores, pred_classes=classes)]
 
 
-def compare_fixed_with(boxes: list, classes: list, scores: list) -> ExportDifference:
-    size = torch.tensor([9, 9])
-    answer = (torch.tensor(boxes), torch.tensor(classes), torch.tensor(scores), size)
+def compare_fixed_with(
+    boxes: list, classes: list, scores: list, *, size: tuple[int, int] = (9, 9)
+) -> ExportDifference:
+    parts = (torch.tensor(boxes), torch.tensor(classes), torch.tensor(scores))
+    answer = (*parts, torch.tensor(size))
     return compare_export(Fixed(), lambda image: answer, [torch.zeros(3, 9, 9)])
 
 
@@ -180,7 +183,33 @@ def test_the_comparison_measures_each_kind_of_difference() -> None:
     assert renamed.classes == 1
     fewer = compare_fixed_with(boxes[:1], [0], [0.9])
     assert fewer.counts_differ == 1
-    assert not any(d.within() for d in (moved, rescored, renamed, fewer))
+    resized = compare_fixed_with(boxes, [0, 1], [0.9, 0.5], size=(9, 8))
+    assert resized == ExportDifference(images=1, detections=2, sizes_differ=1)
+    assert not any(d.within() for d in (moved, rescored, renamed, fewer, resized))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_no_number_is_infinitely_far_from_one(number: float) -> None:
+    boxes = [[1.0, 2, 3, 4], [5, 6, 7, number]]
+    in_boxes = compare_fixed_with(boxes, [0, 1], [0.9, 0.5])
+    assert in_boxes.boxes == math.inf and in_boxes.scores == 0
+    in_scores = compare_fixed_with([[1.0, 2, 3, 4], [5, 6, 7, 8]], [0, 1], [number, 0.5])
+    assert in_scores.scores == math.inf
+    assert not in_boxes.within() and not in_scores.within()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_models_that_both_find_no_number_agree(number: float) -> None:
+    class Strange(Fixed):
+        def inference(self, inputs: list[dict], do_postprocess: bool) -> list[Instances]:
+            (found,) = super().inference(inputs, do_postprocess)
+            found.pred_boxes.tensor[1, 3] = number
+            return [found]
+
+    boxes = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, number]])
+    rest = (torch.tensor([0, 1]), torch.tensor([0.9, 0.5]), torch.tensor([9, 9]))
+    equal = compare_export(Strange(), lambda image: (boxes, *rest), [torch.zeros(3, 9, 9)])
+    assert equal == ExportDifference(images=1, detections=2)
 
 
 def test_detections_of_one_score_may_come_in_either_order() -> None:
