@@ -17,6 +17,7 @@ from harness.machine import facts
 from fsn_d2.data import register_datasets, register_digits
 from fsn_d2.engine import load_config
 from fsn_d2.evaluation import average_precisions, evaluation_folder
+from fsn_d2.visualization.curves import read_lines
 
 from .grid import ROOT, Grid, Run
 
@@ -119,7 +120,7 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
     """
     cfg = config_of_run(run, output)
     about = facts("cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu", process["threads"])
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    lines = read_lines(output / "metrics.json")
     times = [line["time"] for line in lines if "time" in line][WARMUP_LINES:]
     peaks = [line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line]
     return {

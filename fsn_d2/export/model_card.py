@@ -7,6 +7,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from ..checkpoint.reading import read_weights
+from ..visualization.curves import read_series
 from .shipping import Shipment
 
 _NEEDS = {
@@ -28,7 +30,7 @@ def model_card(cfg: CfgNode, shipment: Shipment, name: str) -> str:
         f"## Files\n\n{_files(shipment)}",
         f"## Against the eager model\n\n{_comparison(cfg, shipment)}",
         f"## Input and output\n\n{_interface(cfg)}",
-        f"## Metrics\n\n{_metrics(Path(cfg.MODEL.WEIGHTS or 'none').with_name('metrics.json'))}",
+        f"## Metrics\n\n{_metrics(Path(cfg.MODEL.WEIGHTS or 'none'))}",
         f"## Origin\n\n{_origin(cfg, shipment)}",
         f"## Licence\n\n{_LICENCE}",
         f"## Config\n\n```yaml\n{shipment.metadata['config.yaml'].rstrip()}\n```",
@@ -76,21 +78,37 @@ def _interface(cfg: CfgNode) -> str:
     )
 
 
-def _metrics(path: Path) -> str:
-    """The last evaluation that training left beside the weights."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    evaluations = [found for line in lines if (found := _evaluation(json.loads(line)))]
-    if not evaluations:
+def _metrics(weights: Path) -> str:
+    """The evaluation of these weights, from what their training left beside them."""
+    iteration, values = _evaluation(weights)
+    if not values:
         return "None were found beside the weights."
-    iteration, values = evaluations[-1]
     rows = [f"| {name} | {value:.1f} |" for name, value in values.items()]
     head = f"After iteration {iteration}, on the test set named below (AP in percent):"
     return "\n".join([head, "", "| | |", "|---|---|", *rows])
 
 
-def _evaluation(line: dict) -> tuple[int, dict[str, float]] | None:
-    values = {name: value for name, value in line.items() if "/AP" in name}
-    return (line.get("iteration", 0), values) if values else None
+def _evaluation(weights: Path) -> tuple[int, dict[str, float]]:
+    """The iteration of its line in metrics.json, and metrics by name; none if there is no such."""
+    metrics = weights.with_name("metrics.json")
+    if not (metrics.is_file() and weights.is_file()):
+        return -1, {}
+    series = read_series(metrics)
+    iteration = read_weights(weights).get("iteration")
+    if not isinstance(iteration, int):  # weights of another origin
+        return -1, {}
+    trained, _ = series.get("total_loss", ([], []))
+    # What is evaluated after the last iteration goes by the number that the next would have.
+    candidates = [iteration] if max(trained, default=0) > iteration else [iteration, iteration + 1]
+    for candidate in candidates:
+        evaluated = {
+            name: values[steps.index(candidate)]
+            for name, (steps, values) in series.items()
+            if "/AP" in name and candidate in steps
+        }
+        if evaluated:
+            return candidate, evaluated
+    return -1, {}
 
 
 def _origin(cfg: CfgNode, shipment: Shipment) -> str:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 Series = tuple[list[int], list[float]]
 
 
-def read_series(metrics: Path) -> dict[str, Series]:
-    """Name -> iterations and values, from a metrics.json; of a repeated iteration the last line.
-
-    A line that was cut off by a kill is passed over.
-    """
-    by_iteration: dict[int, dict[str, Any]] = {}
+def read_lines(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.json; one that was cut off by a kill is passed over."""
+    lines = []
     for line in metrics.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
+
+
+def read_series(metrics: Path) -> dict[str, Series]:
+    """Name -> iterations and values, from a metrics.json; of a repeated iteration the last line."""
+    by_iteration: dict[int, dict[str, Any]] = {}
+    for values in read_lines(metrics):
         by_iteration.setdefault(values.get("iteration", 0), {}).update(values)
     series: dict[str, Series] = {}
     for iteration in sorted(by_iteration):

@@ -336,7 +336,10 @@ def test_what_a_training_left_is_collected(
         {"iteration": 0, "time": 4.0, "peak_memory_mib": 700.0},  # resumed, in a new process
         {"iteration": 9, "bbox/AP": 41.5, "bbox/AP50": 80.0},
     ]
-    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    cut_off = '{"iteration": 9, "ti'  # by a kill
+    (tmp_path / "metrics.json").write_text("\n".join([*map(json.dumps, lines[:2]), cut_off, ""]))
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write("\n".join(map(json.dumps, lines[2:])))
     process = {"seconds": 60.0, "threads": 1, "jobs": 2, "diverged": False}
     found = modules.results.collect(run, tmp_path, process)
     assert found["metrics"] == {"AP": 41.5, "AP50": 80.0}

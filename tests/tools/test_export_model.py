@@ -80,23 +80,52 @@ def test_both_formats_stand_side_by_side_with_a_card(
     assert "None were found beside the weights" in card
 
 
-def test_the_card_has_the_last_metrics_beside_the_weights(
-    tmp_path: Path, small_cfg: Callable
-) -> None:
-    lines = [
-        {"iteration": 9, "total_loss": 1.0},
-        {"iteration": 10, "bbox/AP": 11.0, "bbox/AP50": 22.0},
-        {"iteration": 20, "bbox/AP": 33.25, "bbox/AP50": 44.0},
-    ]
-    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-    cfg = small_cfg(MODEL__WEIGHTS=str(tmp_path / "model_final.pth"))
+def card_of(iteration: int | None, lines: list[dict], tmp_path: Path, small_cfg: Callable) -> str:
+    """The card of weights of this iteration beside such a metrics.json, up to the origin."""
+    cut_off = '{"iteration": 99, "bbox/AP": 7'  # by a kill
+    (tmp_path / "metrics.json").write_text("\n".join([*map(json.dumps, lines), cut_off]))
+    state = {} if iteration is None else {"iteration": iteration}
+    torch.save({"model": {}, **state}, tmp_path / "model.pth")
+    cfg = small_cfg(MODEL__WEIGHTS=str(tmp_path / "model.pth"))
     difference = ExportDifference(images=1)
     (tmp_path / "model.ts").write_bytes(b"model")
     file = ExportedFile("torchscript", tmp_path / "model.ts", difference, 0.5)
     card = model_card(cfg, Shipment([file], 0.25, metadata(cfg, torch.nn.Identity())), "cells")
-    assert "After iteration 20" in card
-    assert "| bbox/AP | 33.2 |" in card and "| bbox/AP50 | 44.0 |" in card
-    assert "22.0" not in card.split("## Origin")[0]
+    return card.split("## Origin")[0]
+
+
+METRICS = [
+    {"iteration": 9, "total_loss": 1.0},
+    {"iteration": 9, "bbox/AP": 11.0, "bbox/AP50": 22.0},
+    {"iteration": 10, "bbox/AP": 66.0, "bbox/AP50": 77.0},
+    {"iteration": 19, "total_loss": 1.0},
+    {"iteration": 20, "bbox/AP": 33.25, "bbox/AP50": 44.0},  # after the last of 20 iterations
+]
+
+
+@pytest.mark.parametrize(
+    ("iteration", "said", "values"),
+    [
+        (9, 9, (11.0, 22.0)),
+        (10, 10, (66.0, 77.0)),
+        (19, 20, (33.2, 44.0)),
+        (20, 20, (33.2, 44.0)),  # a best model of the evaluation at the end
+    ],
+)
+def test_the_card_has_the_metrics_of_these_weights(
+    iteration: int, said: int, values: tuple, tmp_path: Path, small_cfg: Callable
+) -> None:
+    card = card_of(iteration, METRICS, tmp_path, small_cfg)
+    assert f"After iteration {said}," in card
+    assert f"| bbox/AP | {values[0]} |" in card and f"| bbox/AP50 | {values[1]} |" in card
+
+
+@pytest.mark.parametrize("iteration", [8, 15, 30, None])  # at 9 another one was evaluated than at 8
+def test_the_card_has_no_metrics_of_other_weights(
+    iteration: int | None, tmp_path: Path, small_cfg: Callable
+) -> None:
+    card = card_of(iteration, METRICS, tmp_path, small_cfg)
+    assert "None were found beside the weights" in card and "bbox/AP" not in card
 
 
 def test_the_demo_leaves_all_it_promises(
