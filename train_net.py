@@ -10,6 +10,7 @@ from fsn_d2.engine import (
     argument_parser,
     build_trained_model,
     build_trainer,
+    check_evaluation,
     check_launch,
     evaluate,
     launch,
@@ -23,6 +24,7 @@ def main(args: Namespace) -> OrderedDict:
     with one_line_errors():
         cfg = setup(args)
         if args.eval_only:
+            check_evaluation(cfg)
             model = build_trained_model(cfg)
         else:
             trainer = build_trainer(cfg, resume=args.resume)

@@ -3,7 +3,14 @@
 from .launch import argument_parser, check_launch, launch
 from .predictor import Predictor
 from .setup import load_config, one_line_errors, setup
-from .trainer import Trainer, build_trained_model, build_trainer, evaluate, train
+from .trainer import (
+    Trainer,
+    build_trained_model,
+    build_trainer,
+    check_evaluation,
+    evaluate,
+    train,
+)
 from .weights import load_weights
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "argument_parser",
     "build_trained_model",
     "build_trainer",
+    "check_evaluation",
     "check_launch",
     "evaluate",
     "launch",

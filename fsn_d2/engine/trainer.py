@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, print_csv_format, verify_results
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from ..checkpoint import Checkpointer
 from ..checkpoint.writing import disk_is_full, remove_leftovers
 from ..data import TolerantMapper
-from ..evaluation import build_evaluator, evaluation_folder
+from ..evaluation import build_evaluator, evaluation_folder, evaluator_kind
 from .interruption import StopSignal, obey_parent_alone
 from .loss_normalizers import set_loss_normalizers
 from .memory import PeakMemory
@@ -190,6 +190,33 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{task}_TTA", values) for task, values in results.items())
 
 
+def check_evaluation(cfg: CfgNode) -> None:
+    """Looks for settings with which the evaluation, after all of the training, would fail.
+
+    Args:
+        cfg: reads DATASETS.TEST, whose sets are registered, TEST.AUG and MODEL.
+
+    Raises:
+        ValueError: a set asks for an evaluator that is not known, or test-time augmentation is on
+            for a model that Detectron2 has none for; names the key to change.
+    """
+    for dataset in cfg.DATASETS.TEST:
+        evaluator_kind(dataset)
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    name, reason = cfg.MODEL.META_ARCHITECTURE, ""
+    architecture = META_ARCH_REGISTRY.get(name)
+    if isinstance(architecture, type) and not issubclass(architecture, GeneralizedRCNN):
+        reason = f"MODEL.META_ARCHITECTURE is {name!r}, expected GeneralizedRCNN"
+    for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
+        reason = f"MODEL.{key} is True" if cfg.MODEL[key] else reason
+    if reason:
+        raise ValueError(
+            f"TEST.AUG.ENABLED is True, and {reason}: Detectron2 has no test-time augmentation for "
+            "that. Set TEST.AUG.ENABLED False."
+        )
+
+
 def build_trained_model(cfg: CfgNode) -> nn.Module:
     """Builds the model and loads MODEL.WEIGHTS into it.
 
@@ -213,8 +240,9 @@ def build_trainer(cfg: CfgNode, *, resume: bool = False) -> Trainer:
         resume: go on from the last checkpoint of OUTPUT_DIR where there is one.
 
     Raises:
-        FileNotFoundError, ValueError: as `build_trained_model`.
+        FileNotFoundError, ValueError: as `build_trained_model` and `check_evaluation`.
     """
+    check_evaluation(cfg)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     return trainer

@@ -24,6 +24,24 @@ def evaluation_folder(cfg: CfgNode, dataset: str, kind: str = "inference") -> st
     return os.path.join(folder, safe_name(dataset)) if len(cfg.DATASETS.TEST) > 1 else folder
 
 
+def evaluator_kind(dataset: str) -> str:
+    """Which evaluator a registered data set asks for: "coco" or "pascal_voc".
+
+    Args:
+        dataset: its name in Detectron2's catalogs.
+
+    Raises:
+        ValueError: the set's metadata name an evaluator this project does not use.
+    """
+    kind = MetadataCatalog.get(dataset).get("evaluator_type", "coco")
+    if kind in ("coco", "pascal_voc"):
+        return kind
+    raise ValueError(
+        f"data set {dataset!r} asks for the evaluator {kind!r}; 'coco' and 'pascal_voc' are known. "
+        "Set MetadataCatalog.get(name).evaluator_type, or override Trainer.build_evaluator."
+    )
+
+
 def build_evaluator(dataset: str, output_dir: str) -> DatasetEvaluator:
     """Builds the evaluator for a registered data set.
 
@@ -32,19 +50,13 @@ def build_evaluator(dataset: str, output_dir: str) -> DatasetEvaluator:
         output_dir: where the detections are written.
 
     Raises:
-        ValueError: the set's metadata name an evaluator this project does not use.
+        ValueError: as `evaluator_kind`.
     """
-    metadata = MetadataCatalog.get(dataset)
-    kind = metadata.get("evaluator_type", "coco")
-    if kind == "coco":
-        sigmas = metadata.get("keypoint_oks_sigmas", ())  # of a set of the user's own
+    if evaluator_kind(dataset) == "coco":
+        # Of a set of the user's own; Detectron2's sets are of COCO's keypoints.
+        sigmas = MetadataCatalog.get(dataset).get("keypoint_oks_sigmas", ())
         return COCOEvaluator(dataset, output_dir=output_dir, kpt_oks_sigmas=sigmas)
-    if kind == "pascal_voc":
-        return PascalVOCDetectionEvaluator(dataset)
-    raise ValueError(
-        f"data set {dataset!r} asks for the evaluator {kind!r}; 'coco' and 'pascal_voc' are known. "
-        "Set MetadataCatalog.get(name).evaluator_type, or override Trainer.build_evaluator."
-    )
+    return PascalVOCDetectionEvaluator(dataset)
 
 
-__all__ = ["average_precisions", "build_evaluator", "evaluation_folder"]
+__all__ = ["average_precisions", "build_evaluator", "evaluation_folder", "evaluator_kind"]

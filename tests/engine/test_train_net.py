@@ -10,9 +10,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor, HookBase, default_argument_parser, hooks
 from detectron2.utils.events import JSONWriter
 
@@ -240,6 +242,38 @@ def test_test_time_augmentation_has_results_of_its_own(config: str, tiny_args: A
     kinds = {"bbox", "segm"} if mask else {"bbox"}
     assert set(results) == kinds | {f"{kind}_TTA" for kind in kinds}
     assert math.isfinite(results["bbox_TTA"]["AP"])
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+@pytest.mark.parametrize(
+    ("config", "changes", "said"),
+    [
+        ("retinanet_R50.yaml", {}, r"MODEL\.META_ARCHITECTURE is 'RetinaNet'"),
+        ("fsaf_R50.yaml", {}, r"MODEL\.META_ARCHITECTURE is 'FSAF'"),
+        ("fsn_R50.yaml", {"MODEL__KEYPOINT_ON": True}, r"MODEL\.KEYPOINT_ON is True"),
+    ],
+)
+def test_test_time_augmentation_that_cannot_be_is_refused_before_training(
+    config: str, changes: dict[str, Any], said: str, flags: tuple[str, ...], tiny_args: Args
+) -> None:
+    args = tiny_args(config, *flags, small=True, **AUGMENTED, **changes)
+    with pytest.raises(SystemExit, match=rf"^error: TEST\.AUG\.ENABLED is True, and {said}"):
+        train_net.main(args)
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+def test_a_test_set_without_a_known_evaluator_is_refused_before_training(
+    flags: tuple[str, ...], tiny_args: Args
+) -> None:
+    MetadataCatalog.get("set_of_this_test").evaluator_type = "lvis"
+    DatasetCatalog.register("set_of_this_test", list)
+    args = tiny_args("fsn_R50.yaml", *flags, small=True, DATASETS__TEST=("set_of_this_test",))
+    try:
+        with pytest.raises(SystemExit, match=r"^error: data set 'set_of_this_test'.*'lvis'"):
+            train_net.main(args)
+    finally:
+        DatasetCatalog.remove("set_of_this_test")
+        MetadataCatalog.remove("set_of_this_test")
 
 
 def test_training_ends_with_test_time_augmentation_where_asked(tiny_args: Args) -> None:
