@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import weakref
 from collections import OrderedDict
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,6 +106,9 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Goes on from the last checkpoint (with `resume`, where there is one), or loads weights.
 
+        In the second case what an earlier training of the folder left as metrics.json is kept
+        under another name.
+
         Raises:
             FileNotFoundError, ValueError: the file is missing, broken, or holds no training state.
         """
@@ -115,6 +121,8 @@ class Trainer(DefaultTrainer):
             self.checkpointer.last_checkpoint = self.checkpointer.get_checkpoint_file()
             self.start_iter = self.iter + 1
             self._resumed_from = rest
+        elif comm.is_main_process():
+            _set_aside(Path(self.cfg.OUTPUT_DIR, "metrics.json"))
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks, optimizer, gradient scaler; Detectron2 v0.6 has the first two alone."""
@@ -188,6 +196,18 @@ class Trainer(DefaultTrainer):
         ]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{task}_TTA", values) for task, values in results.items())
+
+
+def _set_aside(metrics: Path) -> None:
+    """Copies metrics.json to the first free metrics.N.json and empties it.
+
+    It is not renamed, for this training's writer has it open already, to append to.
+    """
+    if not metrics.is_file() or not metrics.stat().st_size:
+        return
+    names = (metrics.with_suffix(f".{number}.json") for number in count(1))
+    shutil.copyfile(metrics, next(path for path in names if not path.exists()))
+    os.truncate(metrics, 0)
 
 
 def check_evaluation(cfg: CfgNode) -> None:

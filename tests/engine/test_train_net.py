@@ -208,6 +208,21 @@ def test_without_resume_training_starts_anew(tiny_args: Args, tmp_path: Path) ->
         trainer.train()
 
 
+def test_the_metrics_of_an_earlier_training_are_set_aside(tiny_args: Args, tmp_path: Path) -> None:
+    output, left = tmp_path / "output", []
+    for number in (3, 2, 1):
+        changes = {"SOLVER__MAX_ITER": number, "DATASETS__TEST": ()}
+        train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
+        assert max(iterations(output)) == number - 1  # and none of the longer one before
+        left.append((output / "metrics.json").read_text())
+    missing = {"MODEL__WEIGHTS": tmp_path / "nowhere.pth"}
+    with pytest.raises(SystemExit):
+        train_net.main(tiny_args("fsn_R50.yaml", small=True, **missing))
+    names = ("metrics.1.json", "metrics.2.json", "metrics.json")
+    assert [(output / name).read_text() for name in names] == left
+    assert sorted(path.name for path in output.glob("metrics*")) == sorted(names)
+
+
 # ---------------------------------------------------------------------------- results
 
 
