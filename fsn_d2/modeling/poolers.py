@@ -111,7 +111,8 @@ class SelectiveROIPooler(nn.Module):
             pooler_type: how the RoI feature is pooled, a type of Detectron2's ROIPooler, but that
                 of rotated boxes. The banks are always pooled bilinearly.
             sub_region: "roi", "image", or "none" without that bank.
-            grid: the sub-region bank's rows and columns; for "roi" no more than bins.
+            grid: the sub-region bank's rows and columns; with "roi" and fewer bins than these some
+                of its maps are not read.
             ratios: height / width of the aspect-ratio bank's maps; empty without that bank.
             merge: from `build_merge`.
             pooling: "fused": what is read is pooled in one pass of the op over the whole pyramid,
@@ -121,8 +122,8 @@ class SelectiveROIPooler(nn.Module):
                 merge; the maps must be computed.
 
         Raises:
-            ValueError: an unknown `pooler_type`, `sub_region` or `pooling`, an empty grid or one of
-                which some maps would never be read, or ratios that are no positive numbers.
+            ValueError: an unknown `pooler_type`, `sub_region` or `pooling`, an empty grid, or
+                ratios that are no positive numbers.
         """
         super().__init__()
         if pooler_type not in POOLER_TYPES:
@@ -148,13 +149,6 @@ class SelectiveROIPooler(nn.Module):
         # Detectron2's own pooler checks the pyramid and knows the levels' numbers.
         self.roi_pooler = ROIPooler(output_size, scales, sampling_ratio, pooler_type)
         self.output_size = tuple(self.roi_pooler.output_size)
-        bins = min(self.output_size)
-        if sub_region == "roi" and grid > bins:
-            raise ValueError(
-                f"MODEL.FSN.GRID must be at most {bins} with SUB_REGION 'roi', as many as "
-                f"there are bins (MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION), got {grid}: no bin would "
-                "read the maps between"
-            )
         self.is_fused = pools_in_one_pass(pooling, pooler_type)
         self.register_buffer(
             "bin_index",

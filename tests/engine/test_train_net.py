@@ -10,7 +10,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from detectron2.engine import DefaultPredictor, HookBase, default_argument_parse
 from detectron2.utils.events import JSONWriter
 
 import train_net
-from fsn_d2.engine import Trainer, load_config, setup
+from fsn_d2.engine import Trainer, check_evaluation, load_config, setup
 from fsn_d2.evaluation import evaluation_folder
 
 ROOT = Path(__file__).parents[2]
@@ -261,19 +260,22 @@ def test_test_time_augmentation_has_results_of_its_own(config: str, tiny_args: A
 
 @pytest.mark.parametrize("flags", [(), ("--eval-only",)])
 @pytest.mark.parametrize(
-    ("config", "changes", "said"),
-    [
-        ("retinanet_R50.yaml", {}, r"MODEL\.META_ARCHITECTURE is 'RetinaNet'"),
-        ("fsaf_R50.yaml", {}, r"MODEL\.META_ARCHITECTURE is 'FSAF'"),
-        ("fsn_R50.yaml", {"MODEL__KEYPOINT_ON": True}, r"MODEL\.KEYPOINT_ON is True"),
-    ],
+    ("config", "name"), [("retinanet_R50.yaml", "RetinaNet"), ("fsaf_R50.yaml", "FSAF")]
 )
 def test_test_time_augmentation_that_cannot_be_is_refused_before_training(
-    config: str, changes: dict[str, Any], said: str, flags: tuple[str, ...], tiny_args: Args
+    config: str, name: str, flags: tuple[str, ...], tiny_args: Args
 ) -> None:
-    args = tiny_args(config, *flags, small=True, **AUGMENTED, **changes)
-    with pytest.raises(SystemExit, match=rf"^error: TEST\.AUG\.ENABLED is True, and {said}"):
-        train_net.main(args)
+    said = rf"^error: TEST\.AUG\.ENABLED is True, and MODEL\.META_ARCHITECTURE is '{name}'"
+    with pytest.raises(SystemExit, match=said):
+        train_net.main(tiny_args(config, *flags, small=True, **AUGMENTED))
+
+
+@pytest.mark.parametrize("key", ["MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"])
+def test_test_time_augmentation_is_refused_for_what_detectron2_has_none_for(key: str) -> None:
+    opts = ["TEST.AUG.ENABLED", "True", "DATASETS.TEST", "()", key]
+    check_evaluation(load_config("configs/fsn_R50.yaml", [*opts, "False"]))
+    with pytest.raises(ValueError, match=rf"TEST\.AUG\.ENABLED is True, and {key} is True"):
+        check_evaluation(load_config("configs/fsn_R50.yaml", [*opts, "True"]))
 
 
 @pytest.mark.parametrize("flags", [(), ("--eval-only",)])

@@ -374,25 +374,6 @@ def test_fused_equals_composed(
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("output_size", [7, 4, (5, 3), (2, 6)])
-def test_a_grid_is_refused_where_bins_do_not_read_all_maps(output_size: int | tuple) -> None:
-    for grid in range(1, 9):
-        rows, columns = (output_size,) * 2 if isinstance(output_size, int) else output_size
-        read = {
-            ((2 * i + 1) * grid // (2 * rows), (2 * j + 1) * grid // (2 * columns))
-            for i in range(rows)
-            for j in range(columns)
-        }
-        if len(read) == grid * grid:
-            make_pooler(output_size=output_size, grid=grid)
-        else:
-            with pytest.raises(
-                ValueError, match=rf"MODEL\.FSN\.GRID must be .* got {grid}: no bin"
-            ):
-                make_pooler(output_size=output_size, grid=grid)
-        make_pooler(output_size=output_size, grid=grid, sub_region="image")
-
-
 def test_other_pooler_types_are_composed_and_unknown_poolings_refused() -> None:
     assert not make_pooler(pooler_type="ROIPool").is_fused
     with pytest.raises(ValueError, match=r"MODEL\.FSN\.POOLING must be one of .* got 'fast'"):

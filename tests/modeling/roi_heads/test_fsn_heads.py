@@ -271,7 +271,6 @@ def test_the_config_reaches_the_parts() -> None:
         ("BANK_KERNEL", 2, {}),
         ("GRID", 0, {}),
         ("GRID", -3, {}),
-        ("GRID", 3, {"MODEL__ROI_BOX_HEAD__POOLER_RESOLUTION": 2}),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key(
