@@ -66,7 +66,7 @@ def register_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     folder = Path(cfg.OUTPUT_DIR) / "datasets"
     raise_problems(problems, folder / "problems.txt")
     for cleaned in sets.values():
-        _register(cleaned, folder, keypoint_metadata(cleaned.coco, cfg.TEST.KEYPOINT_OKS_SIGMAS))
+        _register(cleaned, folder, keypoint_metadata(cleaned.coco))
 
 
 def _register(cleaned: CleanedSet, folder: Path, metadata: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -17,28 +17,22 @@ __all__ = ["keypoint_metadata", "keypoint_problems"]
 COCO_SIGMAS = 17  # values that pycocotools takes where TEST.KEYPOINT_OKS_SIGMAS is empty
 
 
-def keypoint_metadata(coco: Coco, sigmas: Sequence[float]) -> dict[str, Any]:
+def keypoint_metadata(coco: Coco) -> dict[str, Any]:
     """Detectron2's metadata of keypoints; empty where the categories name none.
 
     Args:
         coco: the list `keypoints` of a category holds their names.
-        sigmas: ``TEST.KEYPOINT_OKS_SIGMAS``.
 
     Returns:
-        ``keypoint_names``; as ``keypoint_flip_map`` those that change places when an image is
-        mirrored, left_NAME with right_NAME, where both are there; and, a name of ours,
-        ``keypoint_oks_sigmas``, for the evaluator.
+        ``keypoint_names``; and as ``keypoint_flip_map`` those that change places when an image is
+        mirrored, left_NAME with right_NAME, where both are there.
     """
     names = _keypoint_names(coco)
     if not names:
         return {}
     left = [name.removeprefix("left_") for name in names if name.startswith("left_")]
     pairs = [(f"left_{part}", f"right_{part}") for part in left if f"right_{part}" in names]
-    return {
-        "keypoint_names": names,
-        "keypoint_flip_map": pairs,
-        "keypoint_oks_sigmas": tuple(sigmas),
-    }
+    return {"keypoint_names": names, "keypoint_flip_map": pairs}
 
 
 def keypoint_problems(cfg: CfgNode, sets: Mapping[str, CleanedSet]) -> list[Problem]:

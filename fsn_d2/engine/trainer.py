@@ -70,7 +70,8 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        return build_evaluator(dataset_name, output_folder or evaluation_folder(cfg, dataset_name))
+        folder = output_folder or evaluation_folder(cfg, dataset_name)
+        return build_evaluator(dataset_name, folder, cfg.TEST.KEYPOINT_OKS_SIGMAS)
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks and this project's, in the order in which they run.

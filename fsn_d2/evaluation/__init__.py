@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -42,20 +43,21 @@ def evaluator_kind(dataset: str) -> str:
     )
 
 
-def build_evaluator(dataset: str, output_dir: str) -> DatasetEvaluator:
+def build_evaluator(
+    dataset: str, output_dir: str, keypoint_sigmas: Sequence[float] = ()
+) -> DatasetEvaluator:
     """Builds the evaluator for a registered data set.
 
     Args:
         dataset: its name in Detectron2's catalogs.
         output_dir: where the detections are written.
+        keypoint_sigmas: one per keypoint (TEST.KEYPOINT_OKS_SIGMAS); empty: COCO's 17.
 
     Raises:
         ValueError: as `evaluator_kind`.
     """
     if evaluator_kind(dataset) == "coco":
-        # Of a set of the user's own; Detectron2's sets are of COCO's keypoints.
-        sigmas = MetadataCatalog.get(dataset).get("keypoint_oks_sigmas", ())
-        return COCOEvaluator(dataset, output_dir=output_dir, kpt_oks_sigmas=sigmas)
+        return COCOEvaluator(dataset, output_dir=output_dir, kpt_oks_sigmas=keypoint_sigmas)
     return PascalVOCDetectionEvaluator(dataset)
 
 

@@ -66,30 +66,6 @@ class Spoil(HookBase):
         return [v.clone() for v in [*state, *momentum, normalizer]]
 
 
-@pytest.fixture
-def spoilt_features(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpoilFeatures]:
-    build = Trainer.build_hooks
-
-    def spoil(part: str, *iterations: int) -> SpoilFeatures:
-        hook = SpoilFeatures(part, *iterations)
-        monkeypatch.setattr(Trainer, "build_hooks", lambda trainer: [hook, *build(trainer)])
-        return hook
-
-    return spoil
-
-
-@pytest.fixture
-def spoilt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spoil]:
-    build = Trainer.build_hooks
-
-    def spoil(value: float, *iterations: int) -> Spoil:
-        hook = Spoil(value, *iterations)
-        monkeypatch.setattr(Trainer, "build_hooks", lambda trainer: [hook, *build(trainer)])
-        return hook
-
-    return spoil
-
-
 class SpoilFeatures(Spoil):
     """Makes what a part of the model gives infinite, which the boxes made of it inherit."""
 
@@ -112,6 +88,18 @@ class SpoilFeatures(Spoil):
         return [value * self.value for value in output]
 
 
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Spoil], Spoil]:
+    """Adds a hook to the training, before all others."""
+    build = Trainer.build_hooks
+
+    def add(hook: Spoil) -> Spoil:
+        monkeypatch.setattr(Trainer, "build_hooks", lambda trainer: [hook, *build(trainer)])
+        return hook
+
+    return add
+
+
 def equal(first: list[Tensor], second: list[Tensor]) -> bool:
     return len(first) == len(second) and all(map(torch.equal, first, second))
 
@@ -120,9 +108,9 @@ def equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def test_training_stops_with_the_part_the_images_and_the_last_checkpoint(
-    tiny_args: Args, tmp_path: Path, spoilt: Callable[..., Spoil]
+    tiny_args: Args, tmp_path: Path, spoil: Callable[[Spoil], Spoil]
 ) -> None:
-    hook = spoilt(float("inf"), 3)
+    hook = spoil(Spoil(float("inf"), 3))
     with pytest.raises(FloatingPointError) as caught:
         train_net.main(tiny_args("fsn_R50.yaml", **RUN))
     message = str(caught.value)
@@ -137,20 +125,20 @@ def test_training_stops_with_the_part_the_images_and_the_last_checkpoint(
 
 
 def test_without_a_checkpoint_none_is_named(
-    tiny_args: Args, spoilt: Callable[..., Spoil], tmp_path: Path
+    tiny_args: Args, spoil: Callable[[Spoil], Spoil], tmp_path: Path
 ) -> None:
     (tmp_path / "output").mkdir()
     Checkpointer(nn.Linear(1, 1), str(tmp_path / "output")).save("of_another_training")
-    spoilt(float("nan"), 0)
+    spoil(Spoil(float("nan"), 0))
     with pytest.raises(FloatingPointError, match="Last good checkpoint: none"):
         train_net.main(tiny_args("fsn_R50.yaml", **RUN))
 
 
 def test_boxes_that_the_model_refuses_stop_it_in_the_same_way(
-    tiny_args: Args, tmp_path: Path, spoilt_features: Callable[..., SpoilFeatures]
+    tiny_args: Args, tmp_path: Path, spoil: Callable[[Spoil], Spoil]
 ) -> None:
     """Detectron2's RPN raises before there is a loss, and names neither images nor a checkpoint."""
-    hook = spoilt_features("backbone", 3)
+    hook = spoil(SpoilFeatures("backbone", 3))
     with pytest.raises(FloatingPointError) as caught:
         train_net.main(tiny_args("fsn_R50.yaml", **RUN))
     message = str(caught.value)
@@ -165,9 +153,9 @@ def test_boxes_that_the_model_refuses_stop_it_in_the_same_way(
 
 
 def test_a_skipped_batch_changes_nothing_and_is_counted(
-    tiny_args: Args, tmp_path: Path, spoilt: Callable[..., Spoil]
+    tiny_args: Args, tmp_path: Path, spoil: Callable[[Spoil], Spoil]
 ) -> None:
-    hook = spoilt(float("nan"), 1, 3)
+    hook = spoil(Spoil(float("nan"), 1, 3))
     run = {**RUN, **RUNNING_STATISTICS, "SOLVER__NONFINITE": "skip"}
     train_net.main(tiny_args("fsn_R50.yaml", **run))
     changed = [not equal(hook.states[i], hook.states[i + 1]) for i in range(5)]
@@ -191,9 +179,9 @@ def test_a_batch_that_the_model_refuses_is_skipped(
     part: str,
     tiny_args: Args,
     tmp_path: Path,
-    spoilt_features: Callable[..., SpoilFeatures],
+    spoil: Callable[[Spoil], Spoil],
 ) -> None:
-    hook = spoilt_features(part, 1)
+    hook = spoil(SpoilFeatures(part, 1))
     run = {**RUN, **RUNNING_STATISTICS, "SOLVER__NONFINITE": "skip", "SOLVER__MAX_ITER": 3}
     train_net.main(tiny_args(config, **run))
     changed = [not equal(hook.states[i], hook.states[i + 1]) for i in range(3)]
@@ -234,9 +222,9 @@ def test_a_validation_loss_that_the_model_refuses_is_not_a_number(
 
 
 def test_the_count_goes_on_after_a_resume(
-    tiny_args: Args, tmp_path: Path, spoilt: Callable[..., Spoil]
+    tiny_args: Args, tmp_path: Path, spoil: Callable[[Spoil], Spoil]
 ) -> None:
-    spoilt(float("inf"), 0, 3)
+    spoil(Spoil(float("inf"), 0, 3))
     skipping = {**RUN, "SOLVER__NONFINITE": "skip"}
     train_net.main(tiny_args("fsn_R50.yaml", **{**skipping, "SOLVER__MAX_ITER": 2}))
     train_net.main(tiny_args("fsn_R50.yaml", "--resume", **skipping))
