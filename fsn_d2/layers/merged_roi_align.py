@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _align_op  # noqa: F401  (registers torch.ops.fsn_d2.selective_roi_align)
+from ._traced_lists import own_list
 
 
 class Source(NamedTuple):
@@ -67,10 +68,10 @@ def merged_roi_align(
             pairs = source.origins or [(0, 0)] * source.levels[0].shape[1]
             origins += [cell for pair in pairs for cell in pair]
     return torch.ops.fsn_d2.selective_roi_align(
-        [bank for source in sources for bank in source.levels],
+        own_list([bank for source in sources for bank in source.levels], rois),
         rois,
         levels,
-        [source.bank_index for source in sources],
+        own_list([source.bank_index for source in sources], rois),
         origins,
         list(output_size),
         list(spatial_scales),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _align_op  # noqa: F401  (registers torch.ops.fsn_d2.selective_roi_align)
+from ._traced_lists import own_list
 
 
 def pair(output_size: int | tuple[int, int]) -> list[int]:
@@ -51,10 +52,10 @@ def selective_roi_align(
             values would wait for the device, the last three give NaN and no gradient instead.
     """
     return torch.ops.fsn_d2.selective_roi_align(
-        [input],
+        own_list([input], rois),
         rois,
         None,
-        [bank_index],
+        own_list([bank_index], rois),
         [],
         pair(output_size),
         [spatial_scale],

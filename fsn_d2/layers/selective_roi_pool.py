@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _pool_op  # noqa: F401  (registers torch.ops.fsn_d2.selective_roi_pool)
+from ._traced_lists import own_list
 from .selective_roi_align import pair
 
 
@@ -61,7 +62,7 @@ def selective_roi_pool(
             it.
     """
     return torch.ops.fsn_d2.selective_roi_pool(
-        [input] if isinstance(input, Tensor) else list(input),
+        own_list([input] if isinstance(input, Tensor) else input, rois),
         rois,
         levels,
         bank_index,

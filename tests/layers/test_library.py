@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 import fsn_d2.layers
-from fsn_d2.layers import op_library_path, selective_roi_align
+from fsn_d2.layers import (
+    Source,
+    merged_roi_align,
+    op_library_path,
+    selective_roi_align,
+    selective_roi_pool,
+)
 
 LAYERS = Path(fsn_d2.layers.__file__).parent
 needs_library = pytest.mark.skipif(op_library_path() is None, reason="the extension is not built")
@@ -59,6 +65,42 @@ import fsn_d2.layers  # the package finds the library loaded already
 
 assert fsn_d2.layers.selective_roi_align(ramp, rois, index, 2, 1.0, 1).equal(pooled)
 print("done")
+"""
+
+
+SCRIPT_A_SHARED_LIST = """
+import sys
+import torch
+
+torch.ops.load_library(sys.argv[1])
+scripted = torch.jit.CompilationUnit('''
+def pool_twice(bank, rois, index):
+    banks = [bank]
+    once = torch.ops.fsn_d2.selective_roi_align(
+        banks, rois, None, [index], [], [2, 2], [0.5], 1, "sum"
+    )
+    again = torch.ops.fsn_d2.selective_roi_align(
+        banks, rois, None, [index], [], [2, 2], [0.5], 2, "sum"
+    )
+    return once + again
+''')
+try:
+    bank, rois = torch.zeros(1, 1, 1, 4, 4), torch.tensor([[0.0, 1, 1, 3, 3]])
+    scripted.pool_twice(bank, rois, torch.tensor([0]))
+except RuntimeError as error:
+    print(error)
+"""
+
+RUN_A_TRACED_GRAPH = """
+import sys
+import torch
+
+library, model, arguments, answers = sys.argv[1:]
+torch.ops.load_library(library)
+model = torch.jit.load(model)
+arguments = torch.load(arguments)
+torch.save([model(*arguments) for _ in range(3)], answers)  # TorchScript optimizes the later ones
+assert not any(name.split(".")[0] == "fsn_d2" for name in sys.modules)
 """
 
 
@@ -122,6 +164,48 @@ def test_the_library_needs_no_package(tmp_path: Path) -> None:
     package = copy_layers(tmp_path)
     library = shutil.copy(str(op_library_path()), package / "fsn_d2")
     assert run_python(LOAD_THE_LIBRARY_ALONE, library, path=package).strip() == "done"
+
+
+class PoolsOnePyramidAgain(torch.nn.Module):
+    """Every op reads the same lists of tensors, and so does a function of PyTorch's after them.
+
+    One list is of a constant alone.
+    """
+
+    def forward(self, fine: Tensor, coarse: Tensor, rois: Tensor, index: Tensor) -> list[Tensor]:
+        levels = rois[:, 0].long()
+        source, scales = Source([fine, coarse], index), (0.25, 0.125)
+        found = []
+        for bins in (2, 3):
+            size = (bins, bins)
+            found.append(merged_roi_align([source], rois, levels, size, scales, 0, "sum"))
+            found.append(selective_roi_align(coarse, rois, index, size, 0.125, 0))
+            found.append(
+                selective_roi_pool([fine, coarse], rois, index, size, scales, levels=levels)
+            )
+        found.append(selective_roi_align(fine, rois, torch.zeros(1, dtype=torch.int64), 2, 0.25, 0))
+        return [*found, torch.cat([fine.flatten(), coarse.flatten()]), torch.cat([coarse])]
+
+
+@needs_library
+def test_ops_of_a_traced_graph_leave_each_other_their_inputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rois = torch.tensor([[0.0, 1, 2, 30, 40], [0, 5, 5, 9, 60]])
+    arguments = [torch.randn(1, 2, 4, 16, 20), torch.randn(1, 2, 4, 8, 10), rois]
+    arguments.append(torch.tensor([0, 1]).view(2, 1, 1))
+    module = PoolsOnePyramidAgain()
+    torch.jit.trace(module, tuple(arguments)).save(str(tmp_path / "model.ts"))
+    torch.save(arguments, tmp_path / "arguments.pt")
+    files = [tmp_path / name for name in ("model.ts", "arguments.pt", "answers.pt")]
+    run_python(RUN_A_TRACED_GRAPH, op_library_path(), *files, path=tmp_path)
+    for answer in torch.load(files[2]):
+        torch.testing.assert_close(answer, module(*arguments))
+
+
+@needs_library
+def test_a_scripted_graph_whose_list_is_used_up_is_told_so(tmp_path: Path) -> None:
+    told = run_python(SCRIPT_A_SHARED_LIST, op_library_path(), path=tmp_path)
+    assert "inputs holds an undefined tensor" in told and "trace the model" in told
 
 
 @needs_library

@@ -125,6 +125,17 @@ struct Pooling {
   }
 };
 
+// See fsn_d2/layers/_traced_lists.py, which keeps this from happening where a model is traced.
+inline void require_defined(const std::vector<Tensor>& tensors, const char* name) {
+  for (const Tensor& tensor : tensors) {
+    require(
+        tensor.defined(),
+        name,
+        " holds an undefined tensor: in this TorchScript graph another op was handed the same list,"
+        " and PyTorch moved the tensors out of it; trace the model instead of scripting it");
+  }
+}
+
 // The arguments that forward and backward share, apart from the banks.
 struct Request {
   const Tensor& rois;
@@ -220,6 +231,7 @@ inline Pooling describe(
   const size_t sources = request.bank_indices.size();
   require(num_levels >= 1, "spatial_scales must hold one number per level, got none");
   require(sources >= 1, "bank_indices must hold one tensor per source, got none");
+  require_defined(request.bank_indices, "bank_indices");
   require(
       banks.size() == sources * num_levels,
       "there must be one input per source and level, ",
@@ -333,6 +345,7 @@ inline void require_pair(const std::vector<int64_t>& output_size) {
 // The sizes of `inputs`, which must be alike in dtype and device.
 inline std::vector<BankSize> bank_sizes(const std::vector<Tensor>& inputs) {
   require(!inputs.empty(), "there must be at least one input");
+  require_defined(inputs, "inputs");
   std::vector<BankSize> sizes;
   for (const Tensor& input : inputs) {
     require(
