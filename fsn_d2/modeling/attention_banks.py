@@ -45,23 +45,28 @@ class DeferredMaps(NamedTuple):
         """What would have been pooled from the maps.
 
         Args:
-            pooled: Tensor[K, C, PH, PW], from `input`.
+            pooled: Tensor[K, C, PH, PW], from `input`; fastest in channels_last.
             bank_index: int64 Tensor[1, PH, PW] or [K, 1, 1], the map that each bin reads.
             coverage: Tensor[K, 1, PH, PW] in 0..1, what part of a bin's samples lies on the
                 feature: the bias counts there alone.
             output_size: (PH, PW).
+
+        Returns:
+            Tensor[K, C, PH, PW], channels_last.
         """
         # Unlike an index's, an embedding's gradient is summed in one order, and fast.
         weight = F.embedding(bank_index.flatten(), self.weight.flatten(1))
-        weight = weight.unflatten(1, self.weight.shape[1:])
-        bias = F.embedding(bank_index, self.bias).permute(0, 3, 1, 2)
+        weight = weight.unflatten(1, self.weight.shape[1:]).transpose(1, 2)
+        bias = F.embedding(bank_index, self.bias)
         rows, columns = output_size  # numbers: without RoIs ONNX cannot tell a side
-        flat = pooled.reshape(-1, self.weight.shape[2], rows * columns)
+        channels = self.weight.shape[2]
+        bins = pooled.reshape(-1, channels, rows * columns).transpose(1, 2)
         if bank_index.shape[1] == bank_index.shape[2] == 1:  # one map per RoI
-            product = weight @ flat
+            product = bins @ weight
         else:
-            product = (weight @ flat.permute(2, 1, 0)).permute(2, 1, 0)
-        return product.unflatten(2, (rows, columns)) + (bias * coverage).to(product.dtype)
+            product = (bins.transpose(0, 1) @ weight).transpose(0, 1).contiguous()
+        covered = (bias * coverage.permute(0, 2, 3, 1)).to(product.dtype)
+        return (product.reshape(-1, rows, columns, channels) + covered).permute(0, 3, 1, 2)
 
 
 class SelectiveMaps(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from numbers import Real
 from typing import NamedTuple
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fsn_d2.layers import Source, merged_roi_align
 
-from .attention_banks import DeferredMaps, SelectiveMaps
+from .attention_banks import SelectiveMaps
 from .bank_pooler import levels_of
 from .checks import require_positive
 from .merges import Merge
+from .pooled_stack import Bank, PooledStack, any_deferred, bank_of
 from .selection import nearest_ratio, sub_region_in_image, sub_region_in_roi
 
 
@@ -37,29 +38,13 @@ class Reading(NamedTuple):
     refined: Tensor
 
 
-class _Bank(NamedTuple):
-    """A bank as it is read.
-
-    Attributes:
-        source: its maps, or what they are to be convolved from; without levels, that is the RoI
-            feature, which is pooled anyway.
-        deferred: the convolution that is left, the same at all levels; None: none is.
-    """
-
-    source: Source
-    deferred: DeferredMaps | None = None
-
-    def of_rois(self, part: slice, count: int) -> _Bank:
-        return self._replace(source=self.source.of_rois(part, count))
-
-
-# RoIs pooled at a time in inference on a CPU. What they pool side by side then takes less than the
-# 32 MiB which the C library asks of the system anew each time, and that costs more than to pool.
+# RoIs merged at a time on a CPU. What they have side by side then takes less than the 32 MiB which
+# the C library asks of the system anew each time, and that costs more than to pool.
 PORTION = 512
 
 
 def _may_be_portioned(rois: Tensor) -> bool:
-    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     return rois.device.type == "cpu" and len(rois) > PORTION
 
@@ -173,7 +158,7 @@ class SelectiveROIPooler(nn.Module):
         levels = levels_of(self.roi_pooler, box_lists)
         if self.is_fused:
             return self._pool_and_merge(self._roi_feature(maps, rois), banks, rois, levels)
-        if any(bank.deferred for bank in banks):
+        if any_deferred(banks):
             raise ValueError(
                 "maps must be computed for composed pooling, got DeferredMaps: make AttentionBanks "
                 "with readies_maps=True"
@@ -182,52 +167,49 @@ class SelectiveROIPooler(nn.Module):
         return self.merge(roi, [self._pool([bank.source], rois, levels, "sum") for bank in banks])
 
     def _pool_and_merge(
-        self, feature: Source, banks: list[_Bank], rois: Tensor, levels: Tensor | None
+        self, feature: Source, banks: list[Bank], rois: Tensor, levels: Tensor | None
     ) -> Tensor:
-        defers = any(bank.deferred for bank in banks)
-
-        def refine(banks: list[_Bank], rois: Tensor, levels: Tensor | None) -> Tensor:
-            if defers:
-                return self.merge(*self._parts(feature, banks, rois, levels))
+        how = self.merge.pooled_as
+        if how != "stack" and not any_deferred(banks):
             sources = [feature, *(bank.source for bank in banks)]
-            return self.merge.finish(self._pool(sources, rois, levels, self.merge.pooled_as))
+            return self.merge.finish(self._pool(sources, rois, levels, how))
+        stacks = self._stacks(feature, banks, rois, levels)
+        refined = [self._refine(stack) for stack in stacks]
+        return refined[0] if len(refined) == 1 else torch.cat(refined)
 
-        stacks = defers or self.merge.pooled_as == "stack"
-        if not stacks or not _may_be_portioned(rois):
-            return refine(banks, rois, levels)
+    def _stacks(
+        self, feature: Source, banks: list[Bank], rois: Tensor, levels: Tensor | None
+    ) -> Iterator[PooledStack]:
+        """What is pooled, in portions where that helps."""
+        if not _may_be_portioned(rois):
+            yield self._stack(feature, banks, rois, levels)
+            return
+        if torch.is_grad_enabled():  # in one pass: each makes gradients of whole maps
+            yield from self._stack(feature, banks, rois, levels).split(PORTION)
+            return
         count = len(rois)
-        portions = [slice(first, first + PORTION) for first in range(0, count, PORTION)]
-        return torch.cat(
-            [
-                refine(
-                    [bank.of_rois(part, count) for bank in banks],
-                    rois[part],
-                    None if levels is None else levels[part],
-                )
-                for part in portions
-            ]
-        )
+        for first in range(0, count, PORTION):
+            part = slice(first, first + PORTION)
+            own = [bank.of_rois(part, count) for bank in banks]
+            yield self._stack(feature, own, rois[part], None if levels is None else levels[part])
 
-    def _parts(
-        self, feature: Source, banks: list[_Bank], rois: Tensor, levels: Tensor | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The RoI feature and each bank's attention, pooled."""
+    def _stack(
+        self, feature: Source, banks: list[Bank], rois: Tensor, levels: Tensor | None
+    ) -> PooledStack:
         sources = [feature, *(bank.source for bank in banks if bank.source.levels)]
-        defers = any(bank.deferred for bank in banks)
-        if defers:
-            ones = [torch.ones_like(x[..., :1, :1]).expand_as(x) for x in feature.levels]
-            sources.append(feature._replace(levels=ones))
-        pooled = self._pool(sources, rois, levels, "stack").chunk(len(sources), dim=1)
-        roi, others, coverage = pooled[0], iter(pooled[1:]), pooled[-1][:, :1]
-        attention = [next(others) if bank.source.levels else roi for bank in banks]
-        if defers:
-            attention = [
-                bank.deferred.of_pooled(values, bank.source.bank_index, coverage, self.output_size)
-                if bank.deferred
-                else values
-                for bank, values in zip(banks, attention, strict=True)
-            ]
-        return roi, attention
+        pooled = self._pool(sources, rois, levels, "stack")
+        coverage = self._coverage(feature, rois, levels) if any_deferred(banks) else None
+        return PooledStack(pooled, coverage, banks, self.output_size)
+
+    @torch.no_grad()
+    def _coverage(self, feature: Source, rois: Tensor, levels: Tensor | None) -> Tensor:
+        ones = [torch.ones_like(x[:, :, :1, :1, :1]).expand_as(x[:, :, :1]) for x in feature.levels]
+        return self._pool([feature._replace(levels=ones)], rois, levels, "stack")
+
+    def _refine(self, stack: PooledStack) -> Tensor:
+        if any_deferred(stack.banks):
+            return self.merge(*stack.parts())
+        return self.merge.finish(stack.pooled)
 
     def read(self, maps: list[SelectiveMaps], box_lists: list[Boxes]) -> Reading:
         """What `forward` merges, part by part.
@@ -238,21 +220,21 @@ class SelectiveROIPooler(nn.Module):
         rois = convert_boxes_to_pooler_format(box_lists)
         banks = self._banks(maps, rois)
         levels = levels_of(self.roi_pooler, box_lists)
-        roi, attention = self._parts(self._roi_feature(maps, rois), banks, rois, levels)
+        roi, attention = self._stack(self._roi_feature(maps, rois), banks, rois, levels).parts()
         if not self.is_fused:
             roi = self.roi_pooler([m.roi for m in maps], box_lists)
         shape = (len(rois), *self.output_size)
         bank_index = [bank.source.bank_index.expand(shape) for bank in banks]
         return Reading(roi, attention, bank_index, self.merge(roi, attention))
 
-    def _banks(self, maps: list[SelectiveMaps], rois: Tensor) -> list[_Bank]:
+    def _banks(self, maps: list[SelectiveMaps], rois: Tensor) -> list[Bank]:
         """The banks in use, and which of their maps the RoIs read."""
         banks = []
         if self.sub_region != "none":
             index = self._sub_region_index(maps, rois)
-            banks.append(_bank([m.sub_region for m in maps], index, maps[0].sub_region_origins))
+            banks.append(bank_of([m.sub_region for m in maps], index, maps[0].sub_region_origins))
         if self.ratios:
-            banks.append(_bank([m.aspect_ratio for m in maps], nearest_ratio(rois, self.ratios)))
+            banks.append(bank_of([m.aspect_ratio for m in maps], nearest_ratio(rois, self.ratios)))
         return banks
 
     def _roi_feature(self, maps: list[SelectiveMaps], rois: Tensor) -> Source:
@@ -270,21 +252,3 @@ class SelectiveROIPooler(nn.Module):
         return merged_roi_align(
             sources, rois, levels, self.output_size, self.scales, self.sampling_ratio, merge
         )
-
-
-def _bank(
-    levels: list[Tensor | DeferredMaps | None],
-    bank_index: Tensor,
-    origins: Sequence[tuple[int, int]] = (),
-) -> _Bank:
-    """A bank of a pyramid. A deferred one is read as if its input were there once per map."""
-    deferred = [level for level in levels if isinstance(level, DeferredMaps)]
-    if not deferred:
-        ready = [level for level in levels if isinstance(level, Tensor)]
-        return _Bank(Source(ready, bank_index, origins))
-    inputs = [
-        level.input.unsqueeze(1).expand(-1, len(level.weight), -1, -1, -1)
-        for level in deferred
-        if level.input is not None
-    ]
-    return _Bank(Source(inputs, bank_index, origins), deferred[0])

@@ -18,6 +18,7 @@ from fsn_d2.modeling import (
     SelectiveMaps,
     SelectiveROIPooler,
     build_merge,
+    poolers,
 )
 
 RATIOS = [0.5, 1.0, 2.0]
@@ -456,24 +457,39 @@ def test_composed_pooling_refuses_deferred_maps(box_lists: list[Boxes]) -> None:
         pooler(list(banks(features, IMAGE_SIZES).values()), box_lists)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("scales", [PYRAMID, (1 / 16,)], ids=["pyramid", "one level"])
 @pytest.mark.parametrize("sub_region", ["roi", "image"])
-def test_many_rois_are_pooled_in_portions_that_make_no_difference(
-    scales: tuple, sub_region: str, random_boxes: Callable[..., Boxes], monkeypatch
+@pytest.mark.parametrize("defers", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_many_rois_are_merged_in_portions_that_make_no_difference(
+    trains: bool,
+    defers: bool,
+    sub_region: str,
+    scales: tuple,
+    random_boxes: Callable[..., Boxes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     pooler = make_pooler(scales=scales, sub_region=sub_region)
-    maps = random_maps(scales)
+    settings = {"grid": 3, "shift": 1, "num_ratios": 3, "kernel_size": 1, "input": "reduced"}
+    banks = AttentionBanks(8, CHANNELS, **settings, start=None, readies_maps=not defers)
+    features = {str(s): torch.randn(2, 8, int(HEIGHT * s), int(WIDTH * s)) for s in scales}
     box_lists = [random_boxes(700, *size, least=8, seed=i) for i, size in enumerate(IMAGE_SIZES)]
-    sizes = []
+    merged: list[int] = []
     finish = pooler.merge.finish
     monkeypatch.setattr(
-        pooler.merge, "finish", lambda pooled: (sizes.append(len(pooled)), finish(pooled))[1]
+        pooler.merge, "finish", lambda pooled: (merged.append(len(pooled)), finish(pooled))[1]
     )
-    portioned = pooler(maps, box_lists)
-    assert sizes == [512, 512, 376]
-    with torch.enable_grad():
-        whole = pooler(maps, box_lists)
-    assert sizes[3:] == [1400]
-    torch.testing.assert_close(portioned, whole, atol=1e-5, rtol=1e-5)
+    found = []
+    for portion in (512, 10**9):
+        monkeypatch.setattr(poolers, "PORTION", portion)
+        nn.ModuleList([banks, pooler]).zero_grad()
+        with torch.set_grad_enabled(trains):
+            refined = pooler(list(banks(features, IMAGE_SIZES).values()), box_lists)
+        if trains:
+            refined.square().mean().backward()
+        gradients = [p.grad.clone() for p in banks.parameters() if p.grad is not None]
+        found.append([refined.detach(), *gradients])
+    assert merged == [512, 512, 376, 1400]
+    assert len(found[0]) == (7 if trains else 1)
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
