@@ -22,11 +22,11 @@ def own_list(tensors: Sequence[Tensor], rois: Tensor) -> list[Tensor]:
     Args:
         rois: Tensor[K, 5]; K is what the number depends on.
     """
-    first, *others = tensors
-    if torch.jit.is_tracing():
+    own = list(tensors)
+    if own and torch.jit.is_tracing():
         nodes = _size(torch._C._get_tracing_state().graph())
-        first = first[: sys.maxsize // 2 + nodes + rois.shape[0]]
-    return [first, *others]
+        own[0] = own[0][: sys.maxsize // 2 + nodes + rois.shape[0]]
+    return own
 
 
 def _size(block: torch._C.Graph | torch._C.Block) -> int:
