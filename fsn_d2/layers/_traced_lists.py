@@ -12,12 +12,12 @@ from torch import Tensor
 def own_list(tensors: Sequence[Tensor], rois: Tensor) -> list[Tensor]:
     """`tensors` as a list that nothing else in a traced graph reads.
 
-    In a process without Python's dispatch PyTorch (2.11 to 2.13) moves the tensors out of a list
-    that it hands to an op of its stable ABI (`from_ivalue` in shim_common.cpp). TorchScript makes
-    one list of all those that hold the same tensors, and keeps lists of constants from one run to
-    the next: whoever reads such a list next would find undefined tensors. So in a trace the first
-    tensor goes through a slice that leaves nothing out, up to a number that no other list of the
-    graph has and that depends on the input.
+    In a process without Python's dispatch PyTorch (seen with 2.12.1) moves the tensors out of a
+    list that it hands to an op of its stable ABI (`from_ivalue` in shim_common.cpp). TorchScript
+    makes one list of all those that hold the same tensors, and keeps lists of constants from one
+    run to the next: whoever reads such a list next would find undefined tensors. So in a trace the
+    first tensor goes through a slice that leaves nothing out, up to a number that no other list of
+    the graph has and that depends on the input.
 
     Args:
         rois: Tensor[K, 5]; K is what the number depends on.
