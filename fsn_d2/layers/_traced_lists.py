@@ -17,15 +17,17 @@ def own_list(tensors: Sequence[Tensor], rois: Tensor) -> list[Tensor]:
     makes one list of all those that hold the same tensors, and keeps lists of constants from one
     run to the next: whoever reads such a list next would find undefined tensors. So in a trace the
     first tensor goes through a slice that leaves nothing out, up to a number that no other list of
-    the graph has and that depends on the input.
+    this trace has and that depends on the input. Exported to ONNX the op is another, which takes
+    no list.
 
     Args:
-        rois: Tensor[K, 5]; K is what the number depends on.
+        rois: Tensor[K, 5]; its size is what the number depends on.
     """
     own = list(tensors)
-    if own and torch.jit.is_tracing():
+    if own and torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
         nodes = _size(torch._C._get_tracing_state().graph())
-        own[0] = own[0][: sys.maxsize // 2 + nodes + rois.shape[0]]
+        end = sys.maxsize // 2 + nodes + rois.numel()
+        own[0] = own[0][None][:end][0]  # an index may have no dimension of its own
     return own
 
 

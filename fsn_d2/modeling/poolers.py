@@ -38,8 +38,9 @@ class Reading(NamedTuple):
     refined: Tensor
 
 
-# RoIs merged at a time on a CPU. What they have side by side then takes less than the 32 MiB which
-# the C library asks of the system anew each time, and that costs more than to pool.
+# RoIs merged at a time on a CPU. With up to about 100 channels, what they have side by side then
+# takes less than the 32 MiB which the C library asks of the system anew each time, and that costs
+# more than to pool.
 PORTION = 512
 
 

@@ -85,8 +85,8 @@ def pool_twice(bank, rois, index):
     return once + again
 ''')
 try:
-    bank, rois = torch.zeros(1, 1, 1, 4, 4), torch.tensor([[0.0, 1, 1, 3, 3]])
-    scripted.pool_twice(bank, rois, torch.tensor([0]))
+    bank, rois = torch.ones(1, 1, 1, 4, 4), torch.tensor([[0.0, 1, 1, 3, 3]])
+    print(scripted.pool_twice(bank, rois, torch.tensor([0])).unique().tolist())
 except RuntimeError as error:
     print(error)
 """
@@ -183,7 +183,7 @@ class PoolsOnePyramidAgain(torch.nn.Module):
             found.append(
                 selective_roi_pool([fine, coarse], rois, index, size, scales, levels=levels)
             )
-        found.append(selective_roi_align(fine, rois, torch.zeros(1, dtype=torch.int64), 2, 0.25, 0))
+        found.append(selective_roi_align(fine, rois, torch.tensor(0), 2, 0.25, 0))
         return [*found, torch.cat([fine.flatten(), coarse.flatten()]), torch.cat([coarse])]
 
 
@@ -205,7 +205,8 @@ def test_ops_of_a_traced_graph_leave_each_other_their_inputs(tmp_path: Path) -> 
 @needs_library
 def test_a_scripted_graph_whose_list_is_used_up_is_told_so(tmp_path: Path) -> None:
     told = run_python(SCRIPT_A_SHARED_LIST, op_library_path(), path=tmp_path)
-    assert "inputs holds an undefined tensor" in told and "trace the model" in told
+    if told.strip() != "[2.0]":  # right where PyTorch leaves the list alone
+        assert "inputs holds an undefined tensor" in told and "trace the whole model" in told
 
 
 @needs_library

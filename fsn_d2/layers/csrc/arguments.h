@@ -131,8 +131,9 @@ inline void require_defined(const std::vector<Tensor>& tensors, const char* name
     require(
         tensor.defined(),
         name,
-        " holds an undefined tensor: in this TorchScript graph another op was handed the same list,"
-        " and PyTorch moved the tensors out of it; trace the model instead of scripting it");
+        " holds an undefined tensor: in this TorchScript graph another op, or an earlier run, was"
+        " handed the same list, and PyTorch moved the tensors out of it; trace the whole model at"
+        " once, not scripting it or joining traced parts, with RoIs that depend on its input");
   }
 }
 
