@@ -5,7 +5,6 @@ and by the RoI's shape. Every index broadcasts to [K, PH, PW].
 from __future__ import annotations
 
 import torch
-from detectron2.layers import shapes_to_tensor
 from torch import Tensor
 
 
@@ -30,7 +29,8 @@ def sub_region_in_image(rois: Tensor, image_sizes: list, grid: int) -> Tensor:
 
     Args:
         rois: Tensor[K, 5] of (batch index, x1, y1, x2, y2), pixels.
-        image_sizes: per image (height, width) without padding; numbers, or tensors while tracing.
+        image_sizes: per image (height, width) without padding; numbers, which a trace keeps, or
+            tensors.
         grid: rows and columns of the raster.
 
     Returns:
@@ -38,7 +38,8 @@ def sub_region_in_image(rois: Tensor, image_sizes: list, grid: int) -> Tensor:
     """
     if not image_sizes:
         return torch.zeros(0, 1, 1, dtype=torch.int64, device=rois.device)
-    sizes = torch.stack([shapes_to_tensor(list(size), rois.device) for size in image_sizes])
+    sides = [torch.as_tensor(side, device=rois.device) for size in image_sizes for side in size]
+    sizes = torch.stack(sides).view(-1, 2)
     centers_xy = (rois[:, 1:3] + rois[:, 3:5]) / 2
     centers = centers_xy.flip(1) / sizes.to(rois.dtype)[rois[:, 0].long()]
     return _cells_of(centers, grid)[:, None, None]

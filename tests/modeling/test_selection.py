@@ -90,6 +90,15 @@ def test_sub_regions_of_images_equal_the_formula(grid: int, as_tensors: bool) ->
     assert sub_region_in_image(rois.float(), given, grid).flatten().tolist() == expected
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_sub_regions_of_images_of_one_size_are_traced() -> None:
+    """As fvcore does to count operations."""
+    rois = torch.tensor([around(0, 50, 10), around(0, 30, 45)])
+    traced = torch.jit.trace(lambda boxes: sub_region_in_image(boxes, [(90, 60)], 3), rois)
+    moved = torch.tensor([around(0, 10, 80), around(0, 30, 500), around(0, 0, 0)])
+    assert traced(moved).flatten().tolist() == [6, 7, 0]
+
+
 def test_borders_between_parts_are_exact() -> None:
     """A centre on a border that float32 can hold: rounding must not move it to the part before."""
     widths = [w for w in range(3, 1400) if w % 3 == 0]
