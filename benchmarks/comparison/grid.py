@@ -6,7 +6,7 @@ It is a YAML file; benchmarks/grids/main.yaml shows every key.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,14 @@ class Method:
         system: the beginning of its config files.
         options: config keys that make it of the system.
         against: methods that it is compared with.
+        rates: learning rates to choose from; None: the grid's.
     """
 
     name: str
     system: str
     options: Options = field(default_factory=dict)
     against: Sequence[str] = ()
+    rates: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Grid:
     Attributes:
         name: the file's, without suffix.
         seeds: of the runs that are reported.
-        rates: learning rates to choose from, by the first seed; empty: the configs' own.
+        rates: learning rates to choose from, by the first seed, for methods without their own;
+            empty: the configs' own.
         options: config keys for every run.
         data, methods: by name, in the order of the tables.
     """
@@ -107,10 +110,15 @@ class Grid:
     data: Mapping[str, DataSet]
     methods: Mapping[str, Method]
 
+    def rates_of(self, method: str) -> Sequence[float]:
+        """The learning rates that a method chooses from."""
+        own = self.methods[method].rates
+        return self.rates if own is None else own
+
     def tuning_runs(self, data: str, method: str) -> list[Run]:
         """A run per learning rate to choose from."""
-        extra = self.data[data].tuning
-        return [self._run(data, method, self.seeds[0], rate, extra) for rate in self.rates]
+        extra, rates = self.data[data].tuning, self.rates_of(method)
+        return [self._run(data, method, self.seeds[0], rate, extra) for rate in rates]
 
     def seed_runs(self, data: str, method: str, rate: float | None) -> list[Run]:
         """A run per seed.
@@ -151,10 +159,10 @@ def read_grid(path: Path) -> Grid:
         grid = Grid(
             name=path.stem,
             seeds=tuple(int(seed) for seed in content.pop("seeds")),
-            rates=tuple(float(rate) for rate in content.pop("rates", ())),
+            rates=_numbers(content.pop("rates", ())),
             options=content.pop("options", None) or {},
             data={key: DataSet(key, **value) for key, value in content.pop("data").items()},
-            methods={key: Method(key, **value) for key, value in content.pop("methods").items()},
+            methods={key: _method(key, value) for key, value in content.pop("methods").items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
@@ -163,6 +171,15 @@ def read_grid(path: Path) -> Grid:
         ) from error
     _check(path, grid, set(content))
     return grid
+
+
+def _method(name: str, keys: Mapping[str, Any]) -> Method:
+    method = Method(name, **keys)
+    return method if method.rates is None else replace(method, rates=_numbers(method.rates))
+
+
+def _numbers(rates: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(float(rate) for rate in rates)  # YAML takes 1e-2 for a word
 
 
 def _check(path: Path, grid: Grid, unknown: set[str]) -> None:
@@ -178,8 +195,9 @@ def _check(path: Path, grid: Grid, unknown: set[str]) -> None:
                 raise FileNotFoundError(
                     f"{path}: {method.name} on {data.name} needs {config}, which does not exist"
                 )
+    chooses = any(map(grid.rates_of, grid.methods))
     for data in grid.data.values():
-        if grid.rates and not {"DATASETS.TRAIN", "DATASETS.TEST"} <= set(data.tuning):
+        if chooses and not {"DATASETS.TRAIN", "DATASETS.TEST"} <= set(data.tuning):
             raise ValueError(
                 f"{path}: rates are to be chosen, so {data.name} needs tuning: with DATASETS.TRAIN "
                 "and DATASETS.TEST, without any image of the test set"

@@ -158,7 +158,7 @@ def _rate(results: Results, data: str, method: str) -> str:
     except LookupError:
         return "-"
     rate = config_of_run(results.grid.seed_runs(data, method, chosen)[0]).SOLVER.BASE_LR
-    tried = results.grid.rates
+    tried = results.grid.rates_of(method)
     notes = {min(tried): " (lowest tried)", max(tried): " (highest tried)"} if tried else {}
     return f"{rate}{notes.get(rate, '')}"
 

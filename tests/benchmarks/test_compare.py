@@ -109,10 +109,26 @@ def test_options_of_grid_data_method_and_tuning_reach_the_config(
     assert [run.name for run in of_seeds] == ["bccd/plain/seed3", "bccd/plain/seed4"]
 
 
+def test_a_method_may_have_rates_of_its_own(modules: SimpleNamespace, tmp_path: Path) -> None:
+    content = small_grid()
+    content["methods"]["fsn"]["rates"] = ["5e-3"]
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    results = modules.results.Results(modules.grid.read_grid(path), tmp_path / "results")
+    rates = {m: [r.rate for r in results.grid.tuning_runs("bccd", m)] for m in ("plain", "fsn")}
+    assert rates == {"plain": [0.01, 0.02], "fsn": [0.005]}
+    for method in rates:
+        for run in results.grid.tuning_runs("bccd", method):
+            pretend(results, modules, run, 40.0 + run.rate)
+    table = modules.report.markdown(results)
+    assert "0.02 (highest tried)" in table and "0.005 (highest tried)" in table
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"seeds": []}, "seeds is empty"),
+        ({"methods": {"a": {"system": "fsn", "rates": ["fast"]}}}, "'fast'"),
         ({"seeds": None}, "a grid has seeds"),
         ({"wrong": 1}, r"unknown keys \['wrong'\]"),
         ({"methods": {"a": {"system": "fsn", "against": ["b"]}}}, r"against \['b'\]"),
