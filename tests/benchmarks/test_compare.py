@@ -57,11 +57,15 @@ def small_grid() -> dict[str, Any]:
     }
 
 
+def results_of(content: dict[str, Any], modules: SimpleNamespace, folder: Path) -> Any:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return modules.results.Results(modules.grid.read_grid(path), folder / "results")
+
+
 @pytest.fixture
 def results(modules: SimpleNamespace, tmp_path: Path) -> Any:
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(small_grid(), sort_keys=False))
-    return modules.results.Results(modules.grid.read_grid(path), tmp_path / "results")
+    return results_of(small_grid(), modules, tmp_path)
 
 
 def pretend(results: Any, modules: SimpleNamespace, run: Any, ap: float, **metrics: float) -> None:
@@ -112,9 +116,7 @@ def test_options_of_grid_data_method_and_tuning_reach_the_config(
 def test_a_method_may_have_rates_of_its_own(modules: SimpleNamespace, tmp_path: Path) -> None:
     content = small_grid()
     content["methods"]["fsn"]["rates"] = ["5e-3"]
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    results = modules.results.Results(modules.grid.read_grid(path), tmp_path / "results")
+    results = results_of(content, modules, tmp_path)
     rates = {m: [r.rate for r in results.grid.tuning_runs("bccd", m)] for m in ("plain", "fsn")}
     assert rates == {"plain": [0.01, 0.02], "fsn": [0.005]}
     for method in rates:
