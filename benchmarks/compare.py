@@ -5,7 +5,8 @@ Every run is an ordinary train_net.py with the same budget. Where the grid has l
 method's is chosen on the data set's tuning split with the first seed. A run that is done with
 today's settings, for this grid or another, is not repeated, one that was interrupted goes on; so
 the command can be stopped and given again at any time. Results, one JSON per run, tables
-(README.md) and pictures are kept in benchmarks/results/<grid>.
+(README.md) and pictures are kept in benchmarks/results/<grid>. Those of this repository are there
+already: to make them again, or to begin on another machine, name a folder by --results.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 EXAMPLE = """examples:
   python benchmarks/compare.py main                      all of it, or what is left of it
   python benchmarks/compare.py main --data bccd --plan   how long it would take
-  python benchmarks/compare.py main --report             tables and pictures of what is done"""
+  python benchmarks/compare.py main --report             tables and pictures of what is done
+  python benchmarks/compare.py main --results mine/main  all of it anew"""
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +54,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--cost", action="store_true", help="measure costs anew, and end")
     parser.add_argument("--report", action="store_true", help="make the tables, and end")
     parser.add_argument("--results", type=Path, help="folder (default benchmarks/results/<grid>)")
-    parser.add_argument("--work", type=Path, help="folder of the runs (default output/<grid>)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder of the runs (default output/<grid>; with --results the folder work in it)",
+    )
     return parser.parse_args()
 
 
@@ -152,6 +158,23 @@ def grid_of(name: str) -> Grid:
     return read_grid(Path(name) if name.endswith((".yaml", ".yml")) else GRIDS / f"{name}.yaml")
 
 
+def results_of(grid: Grid, name: str, folder: Path | None) -> Results:
+    """Where results are kept, and which count: with a folder of one's own those in it alone.
+
+    Raises:
+        ValueError: a grid of one's own would replace the results of the repository's.
+    """
+    if folder is not None:
+        return Results(grid, folder)
+    theirs = GRIDS / f"{grid.name}.yaml"
+    if name != grid.name and theirs.exists() and not theirs.samefile(name):
+        raise ValueError(
+            f"{name} has the name of a grid of the repository, whose results it would replace: "
+            "name a folder by --results, or the file otherwise"
+        )
+    return Results(grid, RESULTS / grid.name, others=RESULTS)
+
+
 def main() -> None:
     args = parse_args()
     os.chdir(ROOT)  # paths in configs and grids are relative to the project
@@ -161,19 +184,19 @@ def main() -> None:
         slots = slots_for(args.jobs, gpus, args.gpus_per_job, usable_cores())
         data = chosen(args.data, grid.data, "data")
         methods = chosen(args.methods, grid.methods, "methods")
-    # With a folder of one's own everything is made again.
-    others = None if args.results else RESULTS
-    results = Results(grid, args.results or RESULTS / grid.name, others)
-    plan = Plan(results, data, methods)
-    if not args.report:
-        measure_missing_costs(plan, args.cost_rounds, anew=args.cost)
+        results = results_of(grid, args.grid, args.results)
+        plan = Plan(results, data, methods)
+        if not args.report:
+            measure_missing_costs(plan, args.cost_rounds, anew=args.cost)
     if args.plan:
         total, hours = plan.hours(slots.jobs)
         print(f"{total} runs, about {hours:.1f} hours; {slots}")
         return
     if not (args.report or args.cost):
+        # Not what another folder's runs left: that would be gone on with.
+        default = args.results / "work" if args.results else ROOT / "output" / grid.name
         try:
-            carry_out(plan, slots, args.work or ROOT / "output" / grid.name, keep=args.keep)
+            carry_out(plan, slots, args.work or default, keep=args.keep)
         except RunFailed as error:
             sys.exit(f"error: {error}")
     write_report(results)

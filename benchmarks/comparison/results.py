@@ -16,12 +16,15 @@ from harness.machine import facts
 
 from fsn_d2.data import register_datasets, register_digits
 from fsn_d2.engine import load_config
-from fsn_d2.evaluation import average_precisions, evaluation_folder
+from fsn_d2.evaluation import average_precisions, evaluation_folder, fewest_objects
+from fsn_d2.evaluation.slices import MEASURES
 from fsn_d2.visualization.curves import read_lines
 
 from .grid import ROOT, Grid, Run
 
 WARMUP_LINES = 1  # of metrics.json, whose times hold the first iterations
+STARTS = "starts.json"
+PROVENANCE = ("commit", "uncommitted_changes", "torch", "cpu", "gpu")  # of the facts
 
 
 class Results:
@@ -81,7 +84,7 @@ def _done_in(folder: Path) -> dict[str, dict[str, Any]]:
     return {result["fingerprint"]: result for result in found}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Writes so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -106,20 +109,35 @@ def _fingerprint(config: Path, opts: tuple[str, ...]) -> str:
     return hashlib.sha256(cfg.dump().encode()).hexdigest()[:16]
 
 
+def note_start(run: Run, output: Path, threads: int) -> None:
+    """Keeps what the code and the machine are when a training starts, or goes on.
+
+    When it ends is too late: both may be others by then.
+    """
+    device = config_of_run(run, output).MODEL.DEVICE
+    starts = [*_starts(output), facts("cuda" if device.startswith("cuda") else "cpu", threads)]
+    write_json(output / STARTS, starts)
+
+
+def _starts(output: Path) -> list[dict[str, Any]]:
+    path = output / STARTS
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
 def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
     """Reads what a finished training left in its output folder.
 
     Args:
         run: which it was.
-        output: its OUTPUT_DIR.
-        process: how it was run: seconds, threads, jobs side by side, and whether it diverged,
-            which gives it the AP -1: every other learning rate is better.
+        output: its OUTPUT_DIR, with what `note_start` wrote.
+        process: how it was run: seconds since it was last started, threads, jobs side by side, and
+            whether it diverged: then it detects nothing, and every other learning rate is better.
 
     Raises:
         FileNotFoundError: it left no evaluation.
     """
     cfg = config_of_run(run, output)
-    about = facts("cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu", process["threads"])
+    first, *later = _starts(output)
     lines = read_lines(output / "metrics.json")
     times = [line["time"] for line in lines if "time" in line][WARMUP_LINES:]
     peaks = [line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line]
@@ -133,8 +151,9 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
             "options": dict(run.options),
         },
         "fingerprint": fingerprint(run),
-        "facts": about,
-        "metrics": {"AP": -1.0} if process["diverged"] else _metrics(cfg, output, lines),
+        "facts": first,
+        "resumed": [{key: start[key] for key in ("date", *PROVENANCE)} for start in later],
+        **(_nothing(run) if process["diverged"] else _evaluation(cfg, output, lines)),
         "iterations": cfg.SOLVER.MAX_ITER,
         "seconds_per_iteration": statistics.median(times) if times else None,
         "peak_memory_mib": max(peaks, default=None),
@@ -142,18 +161,21 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metrics(cfg: CfgNode, output: Path, lines: list[dict[str, Any]]) -> dict[str, float]:
+def _nothing(run: Run) -> dict[str, Any]:
+    return {"metrics": {"AP": -1.0} if run.tuning else dict.fromkeys(MEASURES, 0.0)}
+
+
+def _evaluation(cfg: CfgNode, output: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """By COCO's measures from the detections; else what the data set's evaluator said."""
     folder = Path(evaluation_folder(cfg, cfg.DATASETS.TEST[0]))
     detections = folder / "coco_instances_results.json"
     if not detections.is_file():
-        return {
-            key.removeprefix("bbox/"): value
-            for line in lines
-            for key, value in line.items()
-            if key.startswith("bbox/")
-        }
+        said = [item for line in lines for item in line.items() if item[0].startswith("bbox/")]
+        return {"metrics": {key.removeprefix("bbox/"): value for key, value in said}}
     register_digits()
     register_datasets(cfg, eval_only=True)
-    annotations = MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file
-    return average_precisions(Path(annotations), json.loads(detections.read_text()))
+    annotations = Path(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file)
+    return {
+        "metrics": average_precisions(annotations, json.loads(detections.read_text())),
+        "fewest_objects": fewest_objects(annotations),
+    }

@@ -15,10 +15,10 @@ from types import FrameType
 from typing import Any
 
 from .grid import ROOT, Run
-from .results import fingerprint
+from .results import fingerprint, note_start
 
 POLL_SECONDS = 0.5
-DIVERGED = "FloatingPointError: Loss is not finite"  # as train_net.py ends then
+DIVERGED = "FloatingPointError: "  # as train_net.py ends when loss or weights are not finite
 
 
 class RunFailed(RuntimeError):
@@ -85,6 +85,7 @@ class Runner:
         # What another rate or config left must not be gone on with.
         output = self.work / f"{run.name}-{fingerprint(run)}"
         output.mkdir(parents=True, exist_ok=True)
+        note_start(run, output, self.slots.threads)
         gpus = self.slots.gpus_per_job
         command = [sys.executable, "train_net.py", "--config-file", str(run.config), "--resume"]
         command += ["--num-gpus", str(gpus)] if gpus else []
@@ -110,7 +111,7 @@ class Runner:
     def wait(self) -> tuple[Run, Path, dict[str, Any]]:
         """Waits for the next run to end: the run, its output folder, and how it was run.
 
-        A learning rate that is tried may be too high: then `diverged` is true of how it was run.
+        A learning rate may be too high: then `diverged` is true of how it was run.
 
         Raises:
             RunFailed: it ended with an error; says where its messages are.
@@ -127,7 +128,7 @@ class Runner:
         if job.process.returncode:
             log = job.output / "stdout.txt"
             last = " ".join(log.read_text(errors="replace").strip().splitlines()[-1:])
-            diverged = job.run.tuning and last.startswith(DIVERGED)
+            diverged = last.startswith(DIVERGED)
             if not diverged:
                 raise RunFailed(f"{job.run.name} failed: {last} (all of it: {log})")
         process = {

@@ -42,7 +42,7 @@ def paired_interval(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
 
     Means of resamples of few values vary too little. So the percentiles are those that would give
     Student's interval if the means were normal (Hesterberg, What Teachers Should Know About the
-    Bootstrap, 2015). Of normal values, five hold the true mean in 92 % of cases, and three in 76 %,
+    Bootstrap, 2015). Of normal values, five hold the true mean in 92 % of cases, and three in 75 %,
     for no resample's mean is outside the values; tests/benchmarks/test_compare.py counts. Few pairs
     are resampled in all possible ways, more at random (seed 0).
 

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
 
 from ..data.datasets import safe_name
-from .slices import average_precisions
+from .slices import average_precisions, fewest_objects
 
 
 def evaluation_folder(cfg: CfgNode, dataset: str, kind: str = "inference") -> str:
@@ -61,4 +61,10 @@ def build_evaluator(
     return PascalVOCDetectionEvaluator(dataset)
 
 
-__all__ = ["average_precisions", "build_evaluator", "evaluation_folder", "evaluator_kind"]
+__all__ = [
+    "average_precisions",
+    "build_evaluator",
+    "evaluation_folder",
+    "evaluator_kind",
+    "fewest_objects",
+]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ ASPECT_RATIOS: Ranges = {
     "AP-square": (2**-0.5, 2**0.5),
     "AP-tall": (2**0.5, np.inf),
 }
+MEASURES = ("AP", "AP50", "AP75", *SIZES, *ASPECT_RATIOS)
 
 
 def aspect_ratio(boxes: np.ndarray) -> np.ndarray:
@@ -47,6 +49,7 @@ def average_precisions(annotations: Path, detections: Sequence[dict]) -> dict[st
     Returns:
         In per cent; nan where no ground truth counts: AP, AP50, AP75, APs, APm, APl (by COCO's
         areas) and AP-wide, AP-square, AP-tall (height / width below 0.707, up to 1.414, above).
+        Each is a mean over the classes that have such objects, however few: `fewest_objects`.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
@@ -59,6 +62,33 @@ def average_precisions(annotations: Path, detections: Sequence[dict]) -> dict[st
         **{name: _mean(by_size[name]) for name in SIZES},
         **{name: _mean(values) for name, values in by_ratio.items()},
     }
+
+
+def fewest_objects(annotations: Path) -> dict[str, int]:
+    """How far an AP by size or aspect ratio can be trusted: a class of one object weighs as any.
+
+    Args:
+        annotations: COCO json of the ground truth.
+
+    Returns:
+        Objects, without crowds, of the class that has the fewest of that size or ratio, of those
+        that have any: APs, APm, APl, AP-wide, AP-square, AP-tall. 0: no class has any.
+    """
+    every = json.loads(annotations.read_text())["annotations"]
+    counted = [annotation for annotation in every if not annotation.get("iscrowd", 0)]
+    labels = np.array([annotation["category_id"] for annotation in counted], dtype=int)
+    areas = np.array([annotation["area"] for annotation in counted], dtype=float)
+    boxes = np.array([annotation["bbox"] for annotation in counted], dtype=float).reshape(-1, 4)
+    return {
+        name: _rarest(labels[(low <= values) & (values <= high)])
+        for values, ranges in ((areas, SIZES), (aspect_ratio(boxes), ASPECT_RATIOS))
+        for name, (low, high) in ranges.items()
+    }
+
+
+def _rarest(labels: np.ndarray) -> int:
+    counts = np.unique(labels, return_counts=True)[1]
+    return int(counts.min()) if counts.size else 0
 
 
 def sliced_precision(

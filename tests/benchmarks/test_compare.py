@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 GRIDS = sorted((ROOT / "benchmarks" / "grids").glob("*.yaml"))
@@ -229,7 +230,7 @@ def test_the_interval_by_hand(modules: SimpleNamespace) -> None:
     assert modules.statistics.paired_interval([5.0], [4.0]) == (1.0, -math.inf, math.inf, 1)
 
 
-@pytest.mark.parametrize(("seeds", "share"), [(5, 0.92), (3, 0.76)])
+@pytest.mark.parametrize(("seeds", "share"), [(5, 0.92), (3, 0.75), (2, 0.5)])
 def test_the_interval_holds_the_true_difference_as_often_as_is_said(
     seeds: int, share: float, modules: SimpleNamespace
 ) -> None:
@@ -263,7 +264,8 @@ def test_the_tables_hold_means_and_paired_differences(
             pretend(results, modules, run, ap)
     text = modules.report.markdown(results)
     assert "| fsn | 54.0 ± 4.2 | 84.0 ± 4.2 |" in text  # sqrt(18)
-    assert "| fsn - plain | +2.0 [+1.0, +3.0] |" in text
+    (difference,) = [line for line in text.splitlines() if line.startswith("| fsn - plain |")]
+    assert "| +2.0 [+1.0, +3.0] |" in difference and difference.endswith("| 2 |")
     assert "| 0.01 (lowest tried) |" in text
     assert "1111111" in text and "Runs: 4" in text
 
@@ -282,7 +284,23 @@ def test_a_metric_without_objects_leaves_its_cells_empty(
     assert cells[head.index("AP-wide")] == "-"
     assert cells[head.index("AP-square")] == "40.0 ± 0.0"
     same = "+0.0 [+0.0, +0.0]"
-    assert f"| fsn - plain | {same} | {same} | - | {same} | - |" in lines
+    assert f"| fsn - plain | {same} | {same} | - | {same} | - | 2 |" in lines
+
+
+def test_the_report_says_what_its_figures_rest_on(results: Any, modules: SimpleNamespace) -> None:
+    for run in results.grid.tuning_runs("bccd", "fsn"):
+        pretend(results, modules, run, 1.0)
+    first, second = results.grid.seed_runs("bccd", "fsn", 0.01)
+    pretend(results, modules, first, 50.0)
+    pretend(results, modules, second, 0.0)
+    lost = json.loads(results.path_of(second).read_text())
+    lost["process"] = {"diverged": True}
+    lost["resumed"] = [{**lost["facts"], "commit": "2" * 40, "uncommitted_changes": True}]
+    lost["fewest_objects"] = {"APs": 7, "AP-wide": 1}
+    results.write(second, lost)
+    text = modules.report.markdown(results)
+    assert "Runs: 2; commits 1111111, 2222222 with changes; a CPU" in text
+    assert "fewest: APs 7, AP-wide 1." in text and "| 2 (1 diverged) |" in text
 
 
 def test_the_channels_that_a_head_gets(modules: SimpleNamespace) -> None:
@@ -359,11 +377,64 @@ def test_what_a_training_left_is_collected(
     with (tmp_path / "metrics.json").open("a") as file:
         file.write("\n".join(map(json.dumps, lines[2:])))
     process = {"seconds": 60.0, "threads": 1, "jobs": 2, "diverged": False}
+    modules.results.note_start(run, tmp_path, 1)
     found = modules.results.collect(run, tmp_path, process)
     assert found["metrics"] == {"AP": 41.5, "AP50": 80.0}
     assert found["seconds_per_iteration"] == 3.0 and found["iterations"] == 10
     assert found["peak_memory_mib"] == 800.0 and found["process"] == process
     assert found["run"]["seed"] == 4 and found["facts"]["threads"] == 1
+
+
+def test_detections_are_judged_in_parts_with_what_these_rest_on(
+    modules: SimpleNamespace, tmp_path: Path
+) -> None:
+    boxes = [(1, [0, 0, 40, 40]), (1, [50, 0, 40, 40]), (2, [0, 50, 90, 40])]
+    truth = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "RBC"}, {"id": 2, "name": "WBC"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": label, "bbox": box, "area": 1600, "iscrowd": 0}
+            for i, (label, box) in enumerate(boxes, start=1)
+        ],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    Image.new("RGB", (100, 100)).save(tmp_path / "1.png")
+    test_set = f"('coco://{tmp_path}/truth.json:{tmp_path}',)"
+    content = {**small_grid(), "options": {"DATASETS.TEST": test_set}}
+    results = results_of(content, modules, tmp_path)
+    run = results.grid.seed_runs("bccd", "plain", 0.01)[0]
+    found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9} for _, box in boxes[:2]]
+    (tmp_path / "inference").mkdir()
+    (tmp_path / "inference" / "coco_instances_results.json").write_text(json.dumps(found))
+    (tmp_path / "metrics.json").write_text("")
+    modules.results.note_start(run, tmp_path, 1)
+    process = {"seconds": 1.0, "threads": 1, "jobs": 1, "diverged": False}
+    result = modules.results.collect(run, tmp_path, process)
+    parts = {name: result["metrics"][name] for name in ("AP", "AP-square", "AP-wide")}
+    assert parts == pytest.approx({"AP": 50, "AP-square": 100, "AP-wide": 0})
+    counts = {"APs": 0, "APm": 1, "APl": 0, "AP-wide": 1, "AP-square": 2, "AP-tall": 0}
+    assert result["fewest_objects"] == counts
+
+
+def test_a_result_has_the_code_it_was_started_and_resumed_with(
+    runner: Any, results: Any, modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = results.grid.seed_runs("bccd", "plain", 0.01)[1]
+    commits = iter("abc")  # of the start, of going on, and of the end
+
+    def facts(device: str, threads: int) -> dict[str, Any]:
+        about = {"date": "today", "uncommitted_changes": False, "torch": "2", "cpu": "c"}
+        return {**about, "commit": next(commits), "gpu": None}
+
+    monkeypatch.setattr(modules.results, "facts", facts)
+    with runner:
+        for _ in range(2):
+            runner.start(run)
+            _, output, process = runner.wait()
+    (output / "metrics.json").write_text("")
+    found = modules.results.collect(run, output, process)
+    assert found["facts"]["commit"] == "a"
+    assert [start["commit"] for start in found["resumed"]] == ["b"]
 
 
 def test_a_failure_names_the_run_and_its_last_line(
@@ -375,12 +446,13 @@ def test_a_failure_names_the_run_and_its_last_line(
             runner.wait()
 
 
-def test_a_rate_at_which_training_diverges_is_the_worst(
-    runner: Any, results: Any, modules: SimpleNamespace, tmp_path: Path
+@pytest.mark.parametrize(
+    "message", ["Loss is not finite at iteration 3: loss_cls nan.", "Weights are no longer finite."]
+)
+def test_a_rate_at_which_training_diverges_is_the_worst_and_a_seed_detects_nothing(
+    message: str, runner: Any, results: Any, modules: SimpleNamespace, tmp_path: Path
 ) -> None:
-    (tmp_path / "train_net.py").write_text(
-        "raise FloatingPointError('Loss is not finite at iteration 3: loss_cls nan.')"
-    )
+    (tmp_path / "train_net.py").write_text(f"raise FloatingPointError({message!r})")
     low, high = results.grid.tuning_runs("bccd", "plain")
     with runner:
         runner.start(high)
@@ -390,8 +462,11 @@ def test_a_rate_at_which_training_diverges_is_the_worst(
         pretend(results, modules, low, 0.0)
         assert results.rate_of("bccd", "plain") == 0.01
         runner.start(results.grid.seed_runs("bccd", "plain", 0.02)[0])
-        with pytest.raises(modules.runner.RunFailed, match="Loss is not finite"):
-            runner.wait()
+        run, output, process = runner.wait()
+        (output / "metrics.json").write_text("")
+        found = modules.results.collect(run, output, process)
+    assert found["process"]["diverged"]
+    assert found["metrics"] == dict.fromkeys(modules.report.MEASURES, 0.0)
 
 
 def start_a_long_run(runner: Any, results: Any) -> Any:
@@ -447,6 +522,7 @@ def test_runs_get_gpus_of_those_that_are_shown(
         given.append(env["CUDA_VISIBLE_DEVICES"])
         return SimpleNamespace()
 
+    monkeypatch.setattr(modules.runner, "note_start", lambda *arguments: None)  # asks git
     monkeypatch.setattr(modules.runner.subprocess, "Popen", popen)
     runner = modules.runner.Runner(modules.runner.Slots(2, 1, 2), tmp_path / "work")
     for run in results.grid.tuning_runs("bccd", "plain"):
@@ -461,6 +537,20 @@ def test_the_machine_is_divided(modules: SimpleNamespace) -> None:
     assert divide(0, 8, 2, 64) == slots(4, 16, 2)
     with pytest.raises(ValueError, match="this machine has 1"):
         divide(2, 1, 1, 16)
+
+
+def test_results_of_the_repository_are_replaced_by_its_own_grids_alone(
+    modules: SimpleNamespace, tmp_path: Path
+) -> None:
+    mine = tmp_path / "main.yaml"
+    mine.write_text(yaml.safe_dump(small_grid()))
+    grid = modules.compare.grid_of(str(mine))
+    with pytest.raises(ValueError, match="name a folder by --results"):
+        modules.compare.results_of(grid, str(mine), None)
+    assert modules.compare.results_of(grid, str(mine), tmp_path).folder == tmp_path
+    for name in ("main", str(ROOT / "benchmarks" / "grids" / "main.yaml")):
+        theirs = modules.compare.results_of(modules.compare.grid_of(name), name, None)
+        assert theirs.folder == ROOT / "benchmarks" / "results" / "main"
 
 
 def test_an_unknown_method_is_one_line(

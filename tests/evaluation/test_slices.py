@@ -13,7 +13,12 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fsn_d2.evaluation.slices import aspect_ratio, average_precisions, sliced_precision
+from fsn_d2.evaluation.slices import (
+    aspect_ratio,
+    average_precisions,
+    fewest_objects,
+    sliced_precision,
+)
 
 
 def write_truth(path: Path, boxes: list[tuple[int, int, list[float]]]) -> Path:
@@ -103,6 +108,20 @@ def test_without_detections_everything_is_zero(tmp_path: Path) -> None:
     truth = write_truth(tmp_path / "t.json", [(1, 1, [0.0, 0, 40, 40])])
     result = average_precisions(truth, [])
     assert result["AP"] == result["AP50"] == result["AP-square"] == 0
+
+
+def test_the_fewest_objects_of_a_class_by_hand(tmp_path: Path) -> None:
+    small_square, medium_wide = [0.0, 0, 20, 20], [0.0, 0, 90, 40]
+    boxes = [(1, 1, small_square), (2, 1, small_square), (1, 2, small_square), (3, 1, medium_wide)]
+    truth = write_truth(tmp_path / "t.json", boxes)
+    found = {"APs": 1, "APm": 1, "APl": 0, "AP-wide": 1, "AP-square": 1, "AP-tall": 0}
+    assert fewest_objects(truth) == found
+    content = json.loads(truth.read_text())
+    content["annotations"][2]["iscrowd"] = 1  # the one small object of class 2
+    truth.write_text(json.dumps(content))
+    assert fewest_objects(truth) == {**found, "APs": 2, "AP-square": 2}
+    truth.write_text(json.dumps({**content, "annotations": []}))
+    assert fewest_objects(truth) == dict.fromkeys(found, 0)
 
 
 def test_ratios_of_boxes_without_extent() -> None:
