@@ -17,6 +17,9 @@ from .loss_normalizers import loss_normalizers, set_loss_normalizers
 __all__ = ["REACTIONS", "BatchSkipped", "NonFiniteLoss"]
 
 REACTIONS = ("stop", "skip")
+# What Detectron2's Boxes.clip ("Box tensor contains infinite or NaN!") and fvcore's IoU losses
+# ("bad box: x1 larger than x2") say when they assert: no coder of boxes gives others that are bad.
+NOT_NUMBERS = ("NaN", "bad box")
 
 
 class BatchSkipped(Exception):
@@ -90,8 +93,8 @@ class NonFiniteLoss(HookBase):
         try:
             return self._forward(*inputs, **named)
         except (FloatingPointError, AssertionError) as error:
-            # Boxes.clip asserts: "Box tensor contains infinite or NaN!"
-            of_numbers = isinstance(error, FloatingPointError) or "NaN" in str(error)
+            asserted = any(words in str(error) for words in NOT_NUMBERS)
+            of_numbers = isinstance(error, FloatingPointError) or asserted
             if not (of_numbers and self.trainer.model.training):
                 raise
             self._refusal = str(error)

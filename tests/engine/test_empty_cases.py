@@ -193,6 +193,9 @@ def train_in_parallel(rank: int, folder: str, systems: list[str]) -> None:
             sum(losses_of(parallel, batch).values()).backward()
             gradients = {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
             torch.save(gradients, f"{folder}/{system}_{step}_{rank}.pth")
+        with torch.no_grad():  # as for the validation loss, of shares that are not equal
+            found = [losses_of(parallel, batch) for _ in range(rank + 1)]
+        torch.save(found[0], f"{folder}/{system}_validation_{rank}.pth")
     dist.destroy_process_group()
 
 
@@ -205,7 +208,7 @@ def take_proposals_away(model: nn.Module) -> None:
 
 
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, int], dict]:
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | str, int], dict]:
     """By system, step and rank."""
     folder = tmp_path_factory.mktemp("parallel")
     arguments = (str(folder), list(SYSTEMS))
@@ -246,3 +249,12 @@ def test_two_processes_of_fsaf_learn_as_one_does_from_both_images(
             difference = (parameter.grad - together[name]).norm()
             # Single precision moves some of these gradients by 4e-4, another divisor doubles them.
             assert difference <= 1e-2 * parameter.grad.norm().clamp(min=1e-8), name
+
+
+def test_a_loss_without_gradients_is_the_same_in_any_number_of_processes(
+    gradients: Callable[[str, int | str, int], dict],
+) -> None:
+    model = tiny_model("FSAF").train()
+    with torch.no_grad():
+        alone = losses_of(model, [sample((64, 96), OBJECTS[0], seed=0)])
+    torch.testing.assert_close(gradients("FSAF", "validation", 0), alone)

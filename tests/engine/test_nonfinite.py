@@ -167,22 +167,28 @@ def test_a_skipped_batch_changes_nothing_and_is_counted(
 
 
 @pytest.mark.parametrize(
-    ("config", "part"),
+    ("config", "part", "changes"),
     [
-        ("fsn_R50.yaml", "backbone"),
-        ("cascade_rcnn_R50.yaml", "roi_heads.box_predictor.0"),  # refuses its boxes by an assertion
-        ("retinanet_R50.yaml", "backbone"),  # refuses none
+        ("fsn_R50.yaml", "backbone", {}),
+        # Refuse their boxes by an assertion.
+        ("cascade_rcnn_R50.yaml", "roi_heads.box_predictor.0", {}),
+        ("retinanet_R50.yaml", "backbone", {"MODEL__RETINANET__BBOX_REG_LOSS_TYPE": "giou"}),
+        # Refuse none.
+        ("retinanet_R50.yaml", "backbone", {}),
+        ("fsaf_R50.yaml", "backbone", {"MODEL__FSAF__LOSS": "giou"}),
     ],
 )
 def test_a_batch_that_the_model_refuses_is_skipped(
     config: str,
     part: str,
+    changes: dict[str, Any],
     tiny_args: Args,
     tmp_path: Path,
     spoil: Callable[[Spoil], Spoil],
 ) -> None:
     hook = spoil(SpoilFeatures(part, 1))
     run = {**RUN, **RUNNING_STATISTICS, "SOLVER__NONFINITE": "skip", "SOLVER__MAX_ITER": 3}
+    run.update(changes)
     train_net.main(tiny_args(config, **run))
     changed = [not equal(hook.states[i], hook.states[i + 1]) for i in range(3)]
     assert changed == [True, False, True]

@@ -231,7 +231,7 @@ def test_the_config_reaches_the_branch(build: Callable) -> None:
     joint = build("FSAF", "joint", **{f"MODEL__FSAF__{k}": v for k, v in keys.items()}).branch
     assert (joint.effective, joint.ignored, joint.other_levels) == (0.3, 0.5, "paper")
     assert (joint.loss_weight, joint.box_scale) == (0.3, 2.0)
-    assert joint.box_loss.__name__ == "giou_loss"
+    assert joint.box_loss.__name__ == "generalized_box_iou_loss"
     assert (joint.bbox_pred.bias == 0.7).all() and (joint.cls_score.bias == 0).all()
     assert joint.strides == [8, 16, 32, 64, 128]
     assert build("FSAF", "anchor_free").branch.loss_weight == 1
