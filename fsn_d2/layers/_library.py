@@ -95,8 +95,8 @@ class Op(NamedTuple):
 def _with_warning(kernel: Callable) -> Callable:
     @functools.wraps(kernel)
     def warn_and_run(first: Tensor | Sequence[Tensor], *rest):
-        tensor = first if isinstance(first, Tensor) else first[0]
-        _warn_once(tensor.device.type)
+        for tensor in [first] if isinstance(first, Tensor) else first[:1]:  # none is refused below
+            _warn_once(tensor.device.type)
         return kernel(first, *rest)
 
     return warn_and_run

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .reference import (
+    INTEGERS,
     check_shapes,
     computed_in,
     selective_roi_align_backward_reference,
@@ -144,9 +145,7 @@ def rois_of_levels(request: Request) -> list[Tensor]:
     if request.levels is None:
         return [torch.arange(count, device=request.rois.device)]
     levels = request.levels
-    request.check(
-        not levels.is_floating_point(), f"levels must be an integer tensor, got {levels.dtype}"
-    )
+    request.check(levels.dtype in INTEGERS, f"levels must be an integer tensor, got {levels.dtype}")
     request.check(
         levels.device == request.rois.device,
         "input, rois, levels and bank_index must be on the same device",
@@ -165,6 +164,10 @@ def _pool_slots(inputs: Sequence[Tensor], output_size: list[int], request: Reque
     request.check(
         all(x.dtype == inputs[0].dtype for x in inputs),
         "input must have one dtype in every source and level",
+    )
+    request.check(
+        inputs[0].is_floating_point(),
+        f"input must be of a floating dtype, got {inputs[0].dtype}",
     )
     num_levels = len(request.spatial_scales)
     here = rois_of_levels(request)

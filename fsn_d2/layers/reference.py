@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 MAX_SAMPLING_RATIO = 1024
 _OP = "selective_roi_align"
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MAX_GRID = 2**24  # as in csrc/roi_geometry.h
 _MAX_ROWS_AT_ONCE = 2**21  # entries of bags made at once: bounds the memory for huge RoIs
 _MAX_VALUES_AT_ONCE = 2**26  # the same for the gradients of these entries, C values each
@@ -78,7 +78,7 @@ def check_values(
         problem = f"input must be of a floating dtype, got {input.dtype}"
     elif not rois.is_floating_point():
         problem = f"rois must be of a floating dtype, got {rois.dtype}"
-    elif bank_index.dtype not in _INTEGERS:
+    elif bank_index.dtype not in INTEGERS:
         problem = f"bank_index must be an integer tensor, got {bank_index.dtype}"
     elif not (rois.device == bank_index.device == input.device):
         problem = "input, rois and bank_index must be on the same device"

@@ -25,23 +25,27 @@ from fsn_d2.layers import (
 LAYERS = Path(fsn_d2.layers.__file__).parent
 needs_library = pytest.mark.skipif(op_library_path() is None, reason="the extension is not built")
 
-# Pools twice in each direction, and reports the warnings and the results.
+# Pools twice in each direction, and reports the warnings, the results and how no source is refused.
 POOL_AND_REPORT = """
 import json, sys, warnings
 import torch
 
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    from fsn_d2.layers import op_library_path, selective_roi_align
+    from fsn_d2.layers import merged_roi_align, op_library_path, selective_roi_align
     bank, rois, index = torch.load(sys.argv[1])
     for _ in range(2):
         bank = bank.detach().requires_grad_()
         pooled = selective_roi_align(bank, rois, index, (2, 3), 0.125, 0)
         pooled.square().sum().backward()
 torch.save((pooled.detach(), bank.grad), sys.argv[2])
+try:
+    merged_roi_align([], rois, None, (2, 3), [0.125], 0, "sum")
+except RuntimeError as error:
+    refusal = str(error)
 path = op_library_path()
 ours = [str(w.message) for w in caught if str(w.message).startswith("fsn_d2")]
-print(json.dumps({"library": path and path.name, "warnings": ours}))
+print(json.dumps({"library": path and path.name, "warnings": ours, "refusal": refusal}))
 """
 
 LOAD_THE_LIBRARY_ALONE = """
@@ -149,6 +153,7 @@ def test_without_a_usable_library_results_are_equal_and_one_warning_says_so(
     (warning,) = report["warnings"]
     assert ("not built" if garbage is None else "does not load") in warning
     assert "pip install --no-build-isolation" in warning
+    assert report["refusal"].startswith("selective_roi_align: bank_indices must hold")
 
     bank, rois, index = pooling_problem
     bank.requires_grad_()

@@ -559,7 +559,9 @@ def refused_arguments() -> list:
         ({"levels": levels[1:]}, r"levels must have the shape \[K\]"),
         ({"levels": levels + 1}, "levels must lie in"),
         ({"levels": levels - 1}, "levels must lie in"),
-        ({"levels": levels.float()}, "levels must be an integer"),
+        ({"levels": levels.float()}, "levels must be an integer tensor, got .*[Ff]loat"),
+        ({"levels": levels.bool()}, "levels must be an integer tensor, got .*[Bb]ool"),
+        ({"sources": [Source([one.long()], zero)]}, "input must be .*, got (Long|torch.int64)"),
         (
             {"sources": [Source([one, one], zero)], "spatial_scales": [1 / 8, 1 / 16]},
             "levels must name the level",

@@ -22,6 +22,7 @@
 namespace fsn_d2 {
 
 using torch::headeronly::ScalarType;
+using torch::headeronly::toString;
 using torch::stable::Tensor;
 
 constexpr int64_t kMaxSamplingRatio = 1024;
@@ -289,7 +290,8 @@ inline Pooling describe(
 inline void require_type_of_rois(const Tensor& rois) {
   require(
       is_float(rois.scalar_type()),
-      "rois must be of a floating dtype (float32 keeps coordinates exact)");
+      "rois must be of a floating dtype (float32 keeps coordinates exact), got ",
+      toString(rois.scalar_type()));
 }
 
 // The strides that broadcast `index` to [K, PH, PW].
@@ -317,7 +319,11 @@ inline std::array<int64_t, 3> broadcast_strides(const Tensor& index, const Pooli
 }
 
 inline Tensor as_int64(const Tensor& tensor, const char* name) {
-  require(is_integer(tensor.scalar_type()), name, " must be an integer tensor");
+  require(
+      is_integer(tensor.scalar_type()),
+      name,
+      " must be an integer tensor, got ",
+      toString(tensor.scalar_type()));
   return torch::stable::contiguous(torch::stable::to(tensor, ScalarType::Long));
 }
 
@@ -354,10 +360,16 @@ inline std::vector<BankSize> bank_sizes(const std::vector<Tensor>& inputs) {
         "input must have the shape [N, B, C, H, W] (unflatten a convolution's output with "
         "unflatten(1, (B, C))), got ",
         shape_of(input));
-    require(is_float(input.scalar_type()), "input must be float32, float64, float16 or bfloat16");
+    require(
+        is_float(input.scalar_type()),
+        "input must be float32, float64, float16 or bfloat16, got ",
+        toString(input.scalar_type()));
     require(
         input.scalar_type() == inputs[0].scalar_type(),
-        "input must have one dtype in every source and level");
+        "input must have one dtype in every source and level, got ",
+        toString(inputs[0].scalar_type()),
+        " and ",
+        toString(input.scalar_type()));
     sizes.push_back({input.size(0), input.size(1), input.size(2), input.size(3), input.size(4)});
   }
   return sizes;
@@ -403,7 +415,10 @@ inline void require_inputs(
   require_sizes(inputs, pooling.banks);
   require(
       inputs[0].scalar_type() == grad_output.scalar_type(),
-      "input must have the dtype of grad_output");
+      "input must have the dtype of grad_output, ",
+      toString(grad_output.scalar_type()),
+      ", got ",
+      toString(inputs[0].scalar_type()));
 }
 
 // The same from what the backward is given. Only a product's gradient reads the inputs.
@@ -418,7 +433,8 @@ inline Pooling describe_backward(
       shape_of(grad_output));
   require(
       is_float(grad_output.scalar_type()),
-      "grad_output must be float32, float64, float16 or bfloat16");
+      "grad_output must be float32, float64, float16 or bfloat16, got ",
+      toString(grad_output.scalar_type()));
   Pooling pooling =
       describe(bank_sizes(input_sizes), grad_output.size(2), grad_output.size(3), request);
   require(
@@ -435,13 +451,22 @@ inline Pooling describe_backward(
   return pooling;
 }
 
+inline std::string device_of(const Tensor& tensor) {
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index())
+      : tensor.is_cpu()   ? "cpu"
+                          : "another kind of device";
+}
+
 inline void require_same_device(const Tensor& tensor, const Tensor& first, const char* name) {
   require(
       tensor.is_cpu() == first.is_cpu() && tensor.is_cuda() == first.is_cuda() &&
           tensor.get_device_index() == first.get_device_index(),
       "input, rois, levels and bank_index must be on the same device; ",
       name,
-      " is on another one");
+      " is on ",
+      device_of(tensor),
+      ", the first on ",
+      device_of(first));
 }
 
 inline void require_same_device(

@@ -23,7 +23,7 @@ struct BinnedRoi {
   int64_t level = 0;
   std::vector<CellRange> rows, columns;
 
-  void place(const RoiTable<scalar_t>& table, int64_t k) {
+  FSN_D2_OUT_OF_LINE void place(const RoiTable<scalar_t>& table, int64_t k) {
     const Pooling& pooling = table.pooling;
     const scalar_t* roi = table.rois + k * 5;
     number = k;

@@ -25,7 +25,7 @@ struct PlacedRoi {
   AxisTaps<scalar_t> columns;
   scalar_t share = 0;  // 1 / number of samples in a bin
 
-  void place(const RoiTable<scalar_t>& table, int64_t k) {
+  FSN_D2_OUT_OF_LINE void place(const RoiTable<scalar_t>& table, int64_t k) {
     const Pooling& pooling = table.pooling;
     number = k;
     const scalar_t* roi = table.rois + k * 5;

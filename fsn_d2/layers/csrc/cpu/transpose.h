@@ -9,22 +9,33 @@
 
 namespace fsn_d2 {
 
+using Four = Lanes<float, 4>;
+
+// The lanes of that number, of those of `a` and then those of `b`.
+template <int... kLanes>
+Four pick(Four a, Four b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kLanes...);
+#else
+  return __builtin_shuffle(a, b, Lanes<int32_t, 4>{kLanes...});
+#endif
+}
+
 // rows [4][from_pitch] -> columns [4][to_pitch].
 inline void transpose_4_by_4(const float* from, int64_t from_pitch, float* to, int64_t to_pitch) {
-  using four_t = Lanes<float, 4>;
-  four_t a, b, c, d;
+  Four a, b, c, d;
   load(from, a);
   load(from + from_pitch, b);
   load(from + 2 * from_pitch, c);
   load(from + 3 * from_pitch, d);
-  const four_t ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  const four_t ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const four_t cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-  const four_t cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  store(__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), to);
-  store(__builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7), to + to_pitch);
-  store(__builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), to + 2 * to_pitch);
-  store(__builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7), to + 3 * to_pitch);
+  const Four ab_low = pick<0, 4, 1, 5>(a, b);
+  const Four ab_high = pick<2, 6, 3, 7>(a, b);
+  const Four cd_low = pick<0, 4, 1, 5>(c, d);
+  const Four cd_high = pick<2, 6, 3, 7>(c, d);
+  store(pick<0, 1, 4, 5>(ab_low, cd_low), to);
+  store(pick<2, 3, 6, 7>(ab_low, cd_low), to + to_pitch);
+  store(pick<0, 1, 4, 5>(ab_high, cd_high), to + 2 * to_pitch);
+  store(pick<2, 3, 6, 7>(ab_high, cd_high), to + 3 * to_pitch);
 }
 
 // to[column][row] = from[row][column]: `from` has rows `from_pitch` apart and columns `from_step`

@@ -9,6 +9,9 @@
 // would mean to be compiled for the plain machine.
 #define FSN_D2_INLINE inline __attribute__((always_inline))
 #define FSN_D2_INLINE_LAMBDA __attribute__((always_inline))
+// For geometry, which is to round alike everywhere: inlined into such a function, products and sums
+// would be contracted where the machine can.
+#define FSN_D2_OUT_OF_LINE __attribute__((noinline))
 
 // On a loop over the vectors of a panel: keeps them in registers.
 #if defined(__clang__)

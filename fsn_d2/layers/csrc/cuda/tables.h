@@ -54,13 +54,32 @@ inline int64_t tasks_of(const Pooling& pooling, const Tiling& tiling) {
 // Tensors may be large, but the kernels count within a map's side and a RoI's values in 32 bits.
 inline void require_countable(const Pooling& pooling) {
   constexpr int64_t kMost = int64_t{1} << 24;
-  bool countable = pooling.bin_rows <= kMost && pooling.bin_columns <= kMost &&
-      pooling.bins() <= kMost && pooling.output_channels() <= kMost &&
-      pooling.bins() * pooling.output_channels() <= std::numeric_limits<int32_t>::max();
+  constexpr int64_t kMostValues = std::numeric_limits<int32_t>::max();
+  require(
+      pooling.bin_rows <= kMost && pooling.bin_columns <= kMost && pooling.bins() <= kMost &&
+          pooling.output_channels() <= kMost &&
+          pooling.bins() * pooling.output_channels() <= kMostValues,
+      "output_size is too large for CUDA: at most ",
+      kMost,
+      " bins and channels, and ",
+      kMostValues,
+      " values of one RoI, got ",
+      pooling.bin_rows,
+      " x ",
+      pooling.bin_columns,
+      " bins of ",
+      pooling.output_channels(),
+      " channels");
   for (const Level& level : pooling.levels) {
-    countable = countable && level.height <= kMost && level.width <= kMost;
+    require(
+        level.height <= kMost && level.width <= kMost,
+        "input is too large for CUDA: at most ",
+        kMost,
+        " cells along each side, got ",
+        level.height,
+        " x ",
+        level.width);
   }
-  require(countable, "a map or the values of one RoI are too many for CUDA");
 }
 
 // A bank's values with the channels of a cell side by side.
