@@ -26,6 +26,7 @@ class ExportDifference:
         scores: largest difference of a score.
         classes: detections whose class differs.
         masks: largest difference of a mask's probability.
+        keypoints: largest difference of a keypoint's place, in pixels, or of its score.
         sizes_differ: images of which the models give another `image_size`.
     """
 
@@ -36,16 +37,17 @@ class ExportDifference:
     scores: float = 0.0
     classes: int = 0
     masks: float = 0.0
+    keypoints: float = 0.0
     sizes_differ: int = 0
 
     def within(self, boxes: float = 0.01, scores: float = 1e-4) -> bool:
         """Whether the models agree: same detections and sizes, boxes and scores in these bounds.
 
-        Masks are held to 10 times the bound of the scores.
+        Masks are held to 10 times the bound of the scores, keypoints to that of the boxes.
         """
         same = self.counts_differ == 0 and self.classes == 0 and self.sizes_differ == 0
-        near = self.boxes <= boxes and self.scores <= scores and self.masks <= 10 * scores
-        return same and near
+        near = max(self.boxes, self.keypoints) <= boxes and self.scores <= scores
+        return same and near and self.masks <= 10 * scores
 
     def add(self, eager: dict[str, Tensor], exported: dict[str, Tensor]) -> None:
         """Takes in one image's detections, by output name."""
@@ -58,7 +60,7 @@ class ExportDifference:
         elif count:
             partner = _partners(eager, exported)
             self.classes += int((eager["classes"] != exported["classes"][partner]).sum())
-            for name in ("boxes", "scores", "masks"):
+            for name in ("boxes", "scores", "masks", "keypoints"):
                 if name in eager:
                     apart = _apart(eager[name], exported[name][partner])
                     setattr(self, name, max(getattr(self, name), apart))

@@ -68,12 +68,18 @@ def _comparison(cfg: CfgNode, shipment: Shipment) -> str:
 
 def _interface(cfg: CfgNode) -> str:
     least, most = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    masks = "`masks` float32 [D, 1, 28, 28], 0..1, within the box; " if cfg.MODEL.MASK_ON else ""
+    more = ""
+    if cfg.MODEL.KEYPOINT_ON:
+        points = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+        more += f"`keypoint_heatmaps` float32 [D, {points}, S, S], logits within the box; "
+        more += f"`keypoints` float32 [D, {points}, 3], x, y in the same pixels and a score; "
+    if cfg.MODEL.MASK_ON:
+        more += "`masks` float32 [D, 1, S, S], 0..1, within the box; "
     return (
         f"In: `image`, float32 [3, height, width], {cfg.INPUT.FORMAT}, values 0..255, any size. In "
         f"the test the shorter side was scaled to {least} pixels, the longer to at most {most}.\n\n"
         "Out, for D detections by falling score: `boxes` float32 [D, 4], x1, y1, x2, y2 in pixels "
-        f"of the image that went in; `classes` int64 [D]; {masks}`scores` float32 [D], 0..1; "
+        f"of the image that went in; `classes` int64 [D]; {more}`scores` float32 [D], 0..1; "
         "`image_size` int64 [2], height and width."
     )
 

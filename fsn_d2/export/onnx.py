@@ -100,9 +100,13 @@ def _trace(model: nn.Module, image: Tensor, path: str) -> None:
                     output_names=names,
                     dynamic_axes={"image": {1: "height", 2: "width"}, **sizes},
                 )
-        except torch.onnx.errors.UnsupportedOperatorError as error:
+        except (
+            torch.onnx.errors.UnsupportedOperatorError,
+            torch.onnx.errors.SymbolicValueError,
+        ) as error:
+            reason = str(error).partition("[Caused by")[0].strip()  # a part of the graph follows
             raise ValueError(
-                f"This model holds an operator that ONNX opset {OPSET} lacks ({error}); export it "
+                f"This model holds an operator that ONNX opset {OPSET} lacks ({reason}); export it "
                 "to TorchScript."
             ) from error
 

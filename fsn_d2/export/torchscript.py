@@ -20,9 +20,9 @@ def export_torchscript(
 
     The file takes one image, a float32 Tensor[3, H, W] of any size in the channel order of
     INPUT.FORMAT, values 0..255, and returns boxes [D, 4] (x1, y1, x2, y2 in its pixels), classes
-    [D], masks [D, 1, 28, 28] if the model has them, scores [D] and the image size. It needs two op
-    libraries loaded: torchvision's (NMS) and this project's (`fsn_d2.layers.op_library_path()`). It
-    carries the `metadata` as extra files.
+    [D], what heads for keypoints and masks find, scores [D] and the image size, as docs/export.md
+    lists them. It needs two op libraries loaded: torchvision's (NMS) and this project's
+    (`fsn_d2.layers.op_library_path()`). It carries the `metadata` as extra files.
 
     Args:
         cfg: the model's config.

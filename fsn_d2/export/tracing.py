@@ -51,6 +51,7 @@ def quiet_tracing() -> Iterator[None]:
 def output_names(found: Instances) -> list[str]:
     """Names of what an exported model returns, in its order, for detections `found` of the model.
 
-    These are boxes, classes, masks (if there are any), scores and image_size.
+    These are boxes, classes, keypoint_heatmaps, keypoints and masks (if the model has such heads),
+    scores and image_size.
     """
     return [*(name.removeprefix("pred_") for name in sorted(found.get_fields())), "image_size"]

@@ -175,6 +175,13 @@ def test_an_operator_that_onnx_lacks_is_named(
     assert capsys.readouterr().out == ""
 
 
+def test_keypoints_are_refused_in_a_line(small_detector: Callable, tmp_path: Path) -> None:
+    keypoints = small_detector("fsn_R50.yaml", MODEL__KEYPOINT_ON=True)
+    with pytest.raises(ValueError, match=r"lacks .*; export it to TorchScript") as caught:
+        export_onnx(*keypoints, image_of(*TRACED), tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
 def test_retinanet_is_told_its_other_name(small_detector: Callable, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"MODEL\.FSAF\.MODE to anchors"):
         export_onnx(*small_detector("retinanet_R50.yaml"), image_of(*TRACED), tmp_path / "m.onnx")

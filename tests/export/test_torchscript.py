@@ -40,6 +40,7 @@ VARIANTS = [
     ("fsn_R50.yaml", {"MODEL__FSN__BANK_INPUT": "feature"}),
     ("fsn_R50.yaml", {"MODEL__FSN__BANK_INPUT": "feature", "MODEL__FSN__SUB_REGION": "image"}),
     ("fsn_R50.yaml", {"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}),
+    ("fsn_R50.yaml", {"MODEL__KEYPOINT_ON": True}),
     ("fsn_R50_C4.yaml", {}),
     ("fsn_R50_C4.yaml", {"MODEL__FSN__SUB_REGION": "image"}),
 ]
@@ -236,6 +237,24 @@ def test_masks_are_compared_too() -> None:
     answer = (boxes, classes, masks, scores, torch.tensor([9, 9]))
     difference = compare_export(Masks(), lambda image: answer, [torch.zeros(3, 9, 9)])
     assert difference.masks == 0.25
+    assert not difference.within()
+
+
+def test_keypoints_are_compared_too() -> None:
+    points = torch.rand(2, 17, 3)
+
+    class Keypoints(Fixed):
+        def inference(self, inputs: list[dict], do_postprocess: bool) -> list[Instances]:
+            (found,) = super().inference(inputs, do_postprocess)
+            found.pred_keypoints = points
+            return [found]
+
+    boxes, classes = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([0, 1])
+    moved, scores = points.clone(), torch.tensor([0.9, 0.5])
+    moved[1, 3, 0] += 2
+    answer = (boxes, classes, moved, scores, torch.tensor([9, 9]))
+    difference = compare_export(Keypoints(), lambda image: answer, [torch.zeros(3, 9, 9)])
+    assert difference.keypoints == pytest.approx(2)
     assert not difference.within()
 
 
