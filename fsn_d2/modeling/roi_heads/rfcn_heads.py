@@ -93,7 +93,8 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
             kwargs: as for FastRCNNOutputLayers.
 
         Raises:
-            ValueError: hard examples are asked for with a box loss that is not smooth L1.
+            ValueError: hard examples are asked for with a box loss that is not smooth L1, or a
+                class loss that is not cross-entropy over all classes.
         """
         super().__init__(**kwargs)
         if ohem_rois and self.box_reg_loss_type != "smooth_l1":
@@ -101,6 +102,11 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
                 "MODEL.RFCN.OHEM ranks RoIs by the smooth L1 loss, but "
                 f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}: "
                 "set it to 'smooth_l1', or OHEM to False"
+            )
+        if ohem_rois and getattr(self, "use_sigmoid_ce", False):  # in Detectron2 after v0.6
+            raise ValueError(
+                "MODEL.RFCN.OHEM ranks RoIs by the cross-entropy over all classes, but "
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE is True: set one of them to False"
             )
         del self.cls_score, self.bbox_pred
         self.ohem_rois = ohem_rois

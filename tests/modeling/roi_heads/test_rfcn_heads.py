@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
@@ -238,6 +239,13 @@ def test_test_time_augmentation(small_cfg: Callable, random_image: Tensor) -> No
 def test_a_wrong_value_is_refused_with_its_key(key: str, value: object, changes: dict) -> None:
     with pytest.raises(ValueError, match=rf"MODEL\.RFCN\.{key}\b"):
         build(head_cfg(NAME, **{f"RFCN__{key}": value}, **changes))
+
+
+def test_hard_examples_are_not_ranked_by_another_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FastRCNNOutputLayers, "use_sigmoid_ce", True, raising=False)
+    build(head_cfg(NAME))
+    with pytest.raises(ValueError, match=r"MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE"):
+        build(head_cfg(NAME, RFCN__OHEM=True))
 
 
 def test_levels_of_different_widths_are_refused() -> None:
