@@ -23,8 +23,9 @@ from comparison.cost import measure_costs
 from comparison.grid import ROOT, Grid, Run, read_grid
 from comparison.plots import save_plots
 from comparison.report import cost_path, markdown, read_cost
-from comparison.results import Results, collect, config_of_run, write_json
+from comparison.results import Results, collect, write_json
 from comparison.runner import RunFailed, Runner, Slots, slots_for
+from comparison.settings import config_of_run
 from tqdm import tqdm
 
 from fsn_d2.engine import one_line_errors

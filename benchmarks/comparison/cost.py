@@ -26,7 +26,7 @@ from fsn_d2.engine import Trainer
 from fsn_d2.modeling.meta_arch import FSAF
 
 from .grid import Run
-from .results import config_of_run, fingerprint
+from .settings import config_of_run, settings_of
 
 PROPOSALS = 300
 # Without training, every proposal is detected by RoI heads, and nothing by a dense head: the
@@ -67,8 +67,7 @@ def measure_costs(runs: Mapping[str, Run], rounds: int) -> dict[str, Any]:
             "proposals": PROPOSALS,
             "rounds": rounds,
             "methods": {
-                name: {"fingerprint": fingerprint(run), **measured[name]}
-                for name, run in runs.items()
+                name: {"settings": settings_of(run), **measured[name]} for name, run in runs.items()
             },
         }
 

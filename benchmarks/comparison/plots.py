@@ -10,7 +10,8 @@ import matplotlib
 
 from .grid import Run
 from .report import done, read_cost, scores
-from .results import Results, config_of_run
+from .results import Results
+from .settings import config_of_run
 from .statistics import mean_of
 
 matplotlib.use("Agg")

@@ -11,7 +11,8 @@ from typing import Any
 
 from fsn_d2.evaluation.slices import MEASURES
 
-from .results import Results, config_of_run, fingerprint
+from .results import Results
+from .settings import config_of_run, fingerprint, settings_of
 from .statistics import Interval, Mean, mean_of, paired_interval
 
 DIFFERENCES = ("AP", "AP50", "AP-wide", "AP-square", "AP-tall")
@@ -78,7 +79,8 @@ def read_cost(results: Results, data: str) -> dict[str, Any] | None:
         name: of_method
         for name, of_method in cost["methods"].items()
         if name in results.grid.methods
-        and of_method.get("fingerprint") == fingerprint(results.grid.seed_runs(data, name, None)[0])
+        and fingerprint(of_method["settings"])
+        == fingerprint(settings_of(results.grid.seed_runs(data, name, None)[0]))
     }
     return cost
 

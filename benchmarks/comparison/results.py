@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
 import statistics
@@ -15,12 +13,12 @@ from detectron2.data import MetadataCatalog
 from harness.machine import facts
 
 from fsn_d2.data import register_datasets, register_digits
-from fsn_d2.engine import load_config
 from fsn_d2.evaluation import average_precisions, evaluation_folder, fewest_objects
 from fsn_d2.evaluation.slices import MEASURES
 from fsn_d2.visualization.curves import read_lines
 
 from .grid import ROOT, Grid, Run
+from .settings import config_of_run, fingerprint, settings_of
 
 WARMUP_LINES = 1  # of metrics.json, whose times hold the first iterations
 STARTS = "starts.json"
@@ -47,12 +45,12 @@ class Results:
 
     def read(self, run: Run) -> dict[str, Any] | None:
         """What the run found; None where it is not done with today's settings."""
-        settings, path = fingerprint(run), self.path_of(run)
+        wanted, path = fingerprint(settings_of(run)), self.path_of(run)
         if path.is_file():
             result = json.loads(path.read_text())
-            if result["fingerprint"] == settings:
+            if fingerprint(result["settings"]) == wanted:
                 return result
-        return self.elsewhere.get(settings)
+        return self.elsewhere.get(wanted)
 
     def write(self, run: Run, result: dict[str, Any]) -> None:
         write_json(self.path_of(run), result)
@@ -81,7 +79,7 @@ class Results:
 def _done_in(folder: Path) -> dict[str, dict[str, Any]]:
     """Fingerprint -> what the run found, of all grids that keep their results in the folder."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*/*.json"))]
-    return {result["fingerprint"]: result for result in found}
+    return {fingerprint(result["settings"]): result for result in found}
 
 
 def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:
@@ -90,23 +88,6 @@ def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> No
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(part, path)
-
-
-def config_of_run(run: Run, output: Path | None = None) -> CfgNode:
-    opts = run.opts if output is None else [*run.opts, "OUTPUT_DIR", str(output)]
-    return load_config(str(run.config), opts)
-
-
-def fingerprint(run: Run) -> str:
-    """Tells runs of other settings apart; where they write and on what they run does not count."""
-    return _fingerprint(run.config, tuple(run.opts))
-
-
-@functools.cache
-def _fingerprint(config: Path, opts: tuple[str, ...]) -> str:
-    cfg = load_config(str(config), [*opts, "OUTPUT_DIR", "output"])
-    cfg.MODEL.DEVICE = "cpu"  # not an option above: mixed precision is refused on the CPU
-    return hashlib.sha256(cfg.dump().encode()).hexdigest()[:16]
 
 
 def note_start(run: Run, output: Path, threads: int) -> None:
@@ -150,7 +131,7 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
             "config": str(run.config.relative_to(ROOT)),
             "options": dict(run.options),
         },
-        "fingerprint": fingerprint(run),
+        "settings": settings_of(run),
         "facts": first,
         "resumed": [{key: start[key] for key in ("date", *PROVENANCE)} for start in later],
         **(_nothing(run) if process["diverged"] else _evaluation(cfg, output, lines)),

@@ -15,7 +15,8 @@ from types import FrameType
 from typing import Any
 
 from .grid import ROOT, Run
-from .results import fingerprint, note_start
+from .results import note_start
+from .settings import fingerprint, settings_of
 
 POLL_SECONDS = 0.5
 DIVERGED = "FloatingPointError: "  # as train_net.py ends when loss or weights are not finite
@@ -83,7 +84,7 @@ class Runner:
         """Starts a run, or goes on with one that was interrupted."""
         slot = min(set(range(self.slots.jobs)) - {job.slot for job in self.jobs})
         # What another rate or config left must not be gone on with.
-        output = self.work / f"{run.name}-{fingerprint(run)}"
+        output = self.work / f"{run.name}-{fingerprint(settings_of(run))}"
         output.mkdir(parents=True, exist_ok=True)
         note_start(run, output, self.slots.threads)
         gpus = self.slots.gpus_per_job

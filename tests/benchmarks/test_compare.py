@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from detectron2.config import CfgNode
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +29,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The modules of the comparison, found as `python benchmarks/compare.py` finds them."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import compare
-    from comparison import grid, plots, report, results, runner, statistics
+    from comparison import grid, plots, report, results, runner, settings, statistics
 
     return SimpleNamespace(
         compare=compare,
@@ -36,6 +38,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         report=report,
         results=results,
         runner=runner,
+        settings=settings,
         statistics=statistics,
     )
 
@@ -73,7 +76,7 @@ def pretend(results: Any, modules: SimpleNamespace, run: Any, ap: float, **metri
     """Writes what the run would have left."""
     content = {
         "run": {"seed": run.seed, "options": dict(run.options)},
-        "fingerprint": modules.results.fingerprint(run),
+        "settings": modules.settings.settings_of(run),
         "facts": {"commit": "1" * 40, "gpu": None, "cpu": "a CPU", "torch": "2.0"},
         "metrics": {"AP": ap, "AP50": ap + 30, **metrics},
         "peak_memory_mib": 1000.0,
@@ -87,16 +90,16 @@ def pretend(results: Any, modules: SimpleNamespace, run: Any, ap: float, **metri
 @pytest.mark.parametrize("path", GRIDS, ids=[path.stem for path in GRIDS])
 def test_the_grids_of_the_repository_make_configs(path: Path, modules: SimpleNamespace) -> None:
     grid = modules.grid.read_grid(path)
-    prints = {}
+    prints = set()
     for data in grid.data:
         for method in grid.methods:
             (run, *_) = grid.seed_runs(data, method, 0.5)
-            cfg = modules.results.config_of_run(run)
+            cfg = modules.settings.config_of_run(run)
             assert cfg.SOLVER.BASE_LR == 0.5
             assert grid.seeds[0] == cfg.SEED
-            prints[modules.results.fingerprint(run)] = run.name
+            prints.add(modules.settings.fingerprint(modules.settings.settings_of(run)))
             for tuning in grid.tuning_runs(data, method):
-                tuned = modules.results.config_of_run(tuning)
+                tuned = modules.settings.config_of_run(tuning)
                 assert not set(tuned.DATASETS.TEST) & set(cfg.DATASETS.TEST)
                 assert not set(tuned.DATASETS.TRAIN) & set(cfg.DATASETS.TEST)
     assert len(prints) == len(grid.data) * len(grid.methods), "two methods are the same"
@@ -106,7 +109,7 @@ def test_options_of_grid_data_method_and_tuning_reach_the_config(
     results: Any, modules: SimpleNamespace
 ) -> None:
     low, high = results.grid.tuning_runs("bccd", "plain")
-    cfg = modules.results.config_of_run(high)
+    cfg = modules.settings.config_of_run(high)
     assert cfg.SOLVER.MAX_ITER == 10 and cfg.MODEL.FSN.RATIOS == [] and cfg.SEED == 3
     assert cfg.SOLVER.BASE_LR == 0.02 and cfg.DATASETS.TRAIN == ("a",)
     assert low.name == "bccd/plain/rate0.01"
@@ -197,12 +200,92 @@ def test_mixed_precision_counts_and_the_machine_does_not(
 ) -> None:
     run = results.grid.seed_runs("bccd", "fsn", None)[0]
     mixed = replace(run, options={**run.options, "SOLVER.AMP.ENABLED": True})
-    on_cpu = modules.results.fingerprint(run)
-    modules.results._fingerprint.cache_clear()
+    on_cpu = modules.settings.settings_of(run)
+    modules.settings._settings.cache_clear()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert modules.results.fingerprint(run) == on_cpu
-    assert modules.results.fingerprint(mixed) != on_cpu
-    modules.results._fingerprint.cache_clear()
+    assert modules.settings.settings_of(run) == on_cpu
+    assert modules.settings.settings_of(mixed) == {**on_cpu, "SOLVER.AMP.ENABLED": "true"}
+    modules.settings._settings.cache_clear()
+
+
+@pytest.fixture
+def later_defaults(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Gives other defaults to the configs that are read: `later_defaults(theirs, ours)`, key ->
+    value, keys that are new or not, of Detectron2's and of this project."""
+    caches = (modules.settings._settings, modules.settings._defaults)
+    d2_defaults, add_ours = modules.settings.get_cfg, modules.settings.add_fsn_config
+
+    def change(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+        def get_cfg() -> CfgNode:
+            return with_keys(d2_defaults(), theirs)
+
+        def add_fsn_config(cfg: CfgNode) -> None:
+            add_ours(cfg)
+            with_keys(cfg, ours)
+
+        for module in ("comparison.settings", "fsn_d2.engine.setup"):
+            monkeypatch.setattr(sys.modules[module], "get_cfg", get_cfg)
+            monkeypatch.setattr(sys.modules[module], "add_fsn_config", add_fsn_config)
+        for cache in caches:
+            cache.cache_clear()
+
+    yield change
+    for cache in caches:
+        cache.cache_clear()
+
+
+def with_keys(cfg: CfgNode, keys: dict[str, Any]) -> CfgNode:
+    for key, value in keys.items():
+        *above, last = key.split(".")
+        node = cfg
+        for name in above:
+            node = node[name]
+        node[last] = value
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "counts"),
+    [
+        ({"FLOAT32_PRECISION": "", "SOLVER.NUM_DECAYS": 3}, {}, True),  # Detectron2's main has them
+        ({}, {"MODEL.FSN.NEW": "as before"}, True),
+        ({}, {"MODEL.FSN.GRID": 4}, False),  # another default, which the run would have
+    ],
+)
+def test_keys_that_came_later_leave_results_alone_and_other_defaults_do_not(
+    theirs: dict[str, Any],
+    ours: dict[str, Any],
+    counts: bool,
+    results: Any,
+    modules: SimpleNamespace,
+    later_defaults: Any,
+) -> None:
+    run, other = results.grid.seed_runs("bccd", "fsn", 0.01)
+    pretend(results, modules, run, 40.0)
+    later_defaults(theirs, ours)
+    assert (results.read(run) is not None) == counts
+    assert results.read(other) is None
+    again = modules.results.Results(results.grid, results.folder, others=results.folder.parent)
+    assert (again.read(run) is not None) == counts
+
+
+def test_a_later_key_counts_at_another_value(
+    results: Any, modules: SimpleNamespace, later_defaults: Any
+) -> None:
+    run = results.grid.seed_runs("bccd", "fsn", 0.01)[0]
+    pretend(results, modules, run, 40.0)
+    later_defaults({}, {"MODEL.FSN.NEW": "as before"})
+    changed = replace(run, options={**run.options, "MODEL.FSN.NEW": "otherwise"})
+    assert results.read(changed) is None
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=[path.stem for path in GRIDS])
+def test_the_tables_of_the_repository_are_what_its_results_say(
+    path: Path, modules: SimpleNamespace
+) -> None:
+    folder = ROOT / "benchmarks" / "results" / path.stem
+    results = modules.compare.results_of(modules.compare.grid_of(path.stem), path.stem, None)
+    assert (folder / "README.md").read_text() == modules.report.markdown(results)
 
 
 def test_what_another_grid_has_done_is_not_repeated(

@@ -1,0 +1,62 @@
+"""What a run's config says: kept with its results, so that those of other settings do not count."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+
+from fsn_d2 import add_fsn_config
+from fsn_d2.engine import load_config
+
+from .grid import Run
+
+PLACE = {"OUTPUT_DIR", "MODEL.DEVICE"}  # where a run writes and on what it runs
+Settings = Mapping[str, str]  # key -> value as JSON
+
+
+def config_of_run(run: Run, output: Path | None = None) -> CfgNode:
+    opts = run.opts if output is None else [*run.opts, "OUTPUT_DIR", str(output)]
+    return load_config(str(run.config), opts)
+
+
+def settings_of(run: Run) -> dict[str, str]:
+    """What of a run's config is not Detectron2's default: this project's keys are all there."""
+    return dict(_settings(run.config, tuple(run.opts)))
+
+
+@functools.cache
+def _settings(config: Path, opts: tuple[str, ...]) -> Settings:
+    theirs = dict(_flat(get_cfg()))
+    ours = _flat(load_config(str(config), list(opts)))
+    return {key: value for key, value in ours if key not in PLACE and theirs.get(key) != value}
+
+
+def fingerprint(settings: Settings) -> str:
+    """Equal for equal settings.
+
+    A key that they do not have counts as at its default: Detectron2's, whose versions have more
+    keys or fewer, or that of a key which this project did not have when the settings were kept.
+    """
+    complete = json.dumps({**_defaults(), **settings}, sort_keys=True)
+    return hashlib.sha256(complete.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _defaults() -> Settings:
+    cfg = get_cfg()
+    add_fsn_config(cfg)
+    return {key: value for key, value in _flat(cfg) if key not in PLACE}
+
+
+def _flat(cfg: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield above + key, json.dumps(value)
