@@ -25,16 +25,21 @@ def config_of_run(run: Run, output: Path | None = None) -> CfgNode:
     return load_config(str(run.config), opts)
 
 
-def settings_of(run: Run) -> dict[str, str]:
-    """What of a run's config is not Detectron2's default: this project's keys are all there."""
-    return dict(_settings(run.config, tuple(run.opts)))
+def settings_of_config(cfg: CfgNode) -> dict[str, str]:
+    """What is not Detectron2's default: this project's keys are all there."""
+    theirs = dict(_flat(get_cfg()))
+    ours = _flat(cfg)
+    return {key: value for key, value in ours if key not in PLACE and theirs.get(key) != value}
+
+
+def settings_of(run: Run) -> Settings:
+    """Those of a run's config."""
+    return _settings(run.config, tuple(run.opts))
 
 
 @functools.cache
 def _settings(config: Path, opts: tuple[str, ...]) -> Settings:
-    theirs = dict(_flat(get_cfg()))
-    ours = _flat(load_config(str(config), list(opts)))
-    return {key: value for key, value in ours if key not in PLACE and theirs.get(key) != value}
+    return settings_of_config(load_config(str(config), list(opts)))
 
 
 def fingerprint(settings: Settings) -> str:
@@ -51,7 +56,7 @@ def fingerprint(settings: Settings) -> str:
 def _defaults() -> Settings:
     cfg = get_cfg()
     add_fsn_config(cfg)
-    return {key: value for key, value in _flat(cfg) if key not in PLACE}
+    return dict(_flat(cfg))
 
 
 def _flat(cfg: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
