@@ -22,7 +22,7 @@ import torch
 from comparison.cost import measure_costs
 from comparison.grid import ROOT, Grid, Run, read_grid
 from comparison.plots import save_plots
-from comparison.report import cost_path, markdown, read_cost
+from comparison.report import cost_path, machine_of, markdown, read_cost
 from comparison.results import Results, collect, write_json
 from comparison.runner import RunFailed, Runner, Slots, slots_for
 from comparison.settings import config_of_run
@@ -102,7 +102,7 @@ class Plan:
         """The next run that nobody has started."""
         return next((run for run in self.left() if run.name not in self.started), None)
 
-    def hours(self, jobs: int) -> tuple[int, float]:
+    def hours(self, slots: Slots) -> tuple[int, float]:
         """Runs that are left, and how long they take, by the measured steps."""
         seconds, count = 0.0, 0
         for data in self.data:
@@ -116,7 +116,16 @@ class Plan:
                     if result is None:
                         count += 1
                         seconds += step * config_of_run(run).SOLVER.MAX_ITER
-        return count, seconds / 3600 / (1 if torch.get_num_threads() > 1 else jobs)
+        # On a CPU runs share the threads with which a step was timed.
+        shares = not slots.gpus_per_job and torch.get_num_threads() > 1
+        return count, seconds / 3600 / (1 if shares else slots.jobs)
+
+    def describe(self, slots: Slots) -> str:
+        """In a line, with the machines that the steps were timed on."""
+        count, hours = self.hours(slots)
+        costs = [cost for data in self.data if (cost := read_cost(self.results, data))]
+        machines = ", ".join(sorted({machine_of(cost["facts"]) for cost in costs}))
+        return f"{count} runs, about {hours:.1f} hours by steps timed on {machines}; {slots}"
 
 
 def measure_missing_costs(plan: Plan, rounds: int, *, anew: bool) -> None:
@@ -129,8 +138,8 @@ def measure_missing_costs(plan: Plan, rounds: int, *, anew: bool) -> None:
 
 
 def carry_out(plan: Plan, slots: Slots, work: Path, *, keep: bool) -> None:
-    total, hours = plan.hours(slots.jobs)
-    print(f"{total} runs, about {hours:.1f} hours; {slots}", flush=True)
+    print(plan.describe(slots), flush=True)
+    total, _ = plan.hours(slots)
     with Runner(slots, work, keep=keep) as runner, tqdm(total=total, unit="run") as progress:
         while True:
             while runner.has_room and (run := plan.next()):
@@ -190,8 +199,7 @@ def main() -> None:
         if not args.report:
             measure_missing_costs(plan, args.cost_rounds, anew=args.cost)
     if args.plan:
-        total, hours = plan.hours(slots.jobs)
-        print(f"{total} runs, about {hours:.1f} hours; {slots}")
+        print(plan.describe(slots))
         return
     if not (args.report or args.cost):
         # Not what another folder's runs left: that would be gone on with.

@@ -38,14 +38,22 @@ def markdown(results: Results) -> str:
 def _provenance(results: Results, data: str) -> str:
     runs = [result for name in results.grid.methods for result in done(results, data, name)]
     found = [facts for run in runs for facts in (run["facts"], *run.get("resumed", ()))]
-    machines = sorted({facts["gpu"] or facts["cpu"] for facts in found})
+    machines = sorted(set(map(machine_of, found)))
     versions = sorted({f"torch {facts['torch']}" for facts in found})
     where = f"Runs: {len(runs)}; commits {_commits(found)}; {', '.join(machines + versions)}."
     cost = read_cost(results, data)
-    times = f" Times: commit {_commits([cost['facts']])}." if cost else ""
+    times = f" Times: {_times(cost['facts'])}." if cost else ""
     proposals = f" with {cost['proposals']} proposals" if cost else ""
     intro = INTRO.format(proposals=proposals)
     return f"{where if runs else 'No run is done.'}{times}{_fewest(runs)}\n\n{intro}"
+
+
+def machine_of(facts: dict[str, Any]) -> str:
+    return facts["gpu"] or facts["cpu"]
+
+
+def _times(facts: dict[str, Any]) -> str:
+    return f"commit {_commits([facts])}, {facts['threads']} threads of {machine_of(facts)}"
 
 
 def _fewest(runs: list[dict[str, Any]]) -> str:

@@ -44,11 +44,15 @@ class Results:
         return self.folder / f"{run.name}.json"
 
     def read(self, run: Run) -> dict[str, Any] | None:
-        """What the run found; None where it is not done with today's settings."""
+        """What the run found; None where it is not done with today's settings.
+
+        Raises:
+            ValueError: a result of an earlier version, without its settings, is in its place.
+        """
         wanted, path = fingerprint(settings_of(run)), self.path_of(run)
         if path.is_file():
-            result = json.loads(path.read_text())
-            if fingerprint(result["settings"]) == wanted:
+            found, result = _read(path)
+            if found == wanted:
                 return result
         return self.elsewhere.get(wanted)
 
@@ -78,8 +82,18 @@ class Results:
 
 def _done_in(folder: Path) -> dict[str, dict[str, Any]]:
     """Fingerprint -> what the run found, of all grids that keep their results in the folder."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*/*.json"))]
-    return {fingerprint(result["settings"]): result for result in found}
+    return dict(map(_read, sorted(folder.glob("*/*/*/*.json"))))
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """The settings' fingerprint, and what the run found."""
+    result = json.loads(path.read_text())
+    if "settings" not in result:
+        raise ValueError(
+            f"{path} does not say which settings it was made with, as results of earlier versions "
+            "do not: move it away, or name another folder by --results"
+        )
+    return fingerprint(result["settings"]), result
 
 
 def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:

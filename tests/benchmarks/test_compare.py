@@ -195,6 +195,15 @@ def test_a_result_of_other_settings_does_not_count(results: Any, modules: Simple
     assert results.read(other) is None
 
 
+def test_a_result_without_its_settings_is_refused(results: Any, modules: SimpleNamespace) -> None:
+    run = results.grid.tuning_runs("bccd", "fsn")[0]
+    results.write(run, {"fingerprint": "0" * 16, "metrics": {"AP": 40.0}})
+    with pytest.raises(ValueError, match=r"rate0\.01\.json does not say which settings"):
+        results.read(run)
+    with pytest.raises(ValueError, match=r"rate0\.01\.json"):
+        modules.results.Results(results.grid, results.folder, others=results.folder.parent)
+
+
 def test_mixed_precision_counts_and_the_machine_does_not(
     results: Any, modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +295,42 @@ def test_the_tables_of_the_repository_are_what_its_results_say(
     folder = ROOT / "benchmarks" / "results" / path.stem
     results = modules.compare.results_of(modules.compare.grid_of(path.stem), path.stem, None)
     assert (folder / "README.md").read_text() == modules.report.markdown(results)
+
+
+@pytest.mark.parametrize(
+    ("threads", "slots", "hours"),
+    [
+        (2, (2, 1, 0), 300 / 3600),  # 10 * (4 * 3 + 3 * 6) s; runs share what was timed with
+        (1, (2, 1, 0), 150 / 3600),
+        (2, (8, 4, 1), 37.5 / 3600),  # each on a GPU of its own
+    ],
+)
+def test_the_time_that_is_left_by_hand(
+    threads: int,
+    slots: tuple[int, int, int],
+    hours: float,
+    results: Any,
+    modules: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Two rates and two seeds of either method, 10 iterations each; one of the 8 runs is done.
+    costs = {
+        name: {
+            "settings": modules.settings.settings_of(results.grid.seed_runs("bccd", name, None)[0]),
+            "seconds_per_iteration": {"median": seconds},
+        }
+        for name, seconds in (("plain", 3.0), ("fsn", 6.0))
+    }
+    facts = {"cpu": "a CPU", "gpu": None}
+    modules.results.write_json(
+        modules.report.cost_path(results, "bccd"), {"facts": facts, "methods": costs}
+    )
+    pretend(results, modules, results.grid.tuning_runs("bccd", "fsn")[1], 40.0)
+    monkeypatch.setattr(modules.compare.torch, "get_num_threads", lambda: threads)
+    plan = modules.compare.Plan(results, ["bccd"], ["plain", "fsn"])
+    slots = modules.runner.Slots(*slots)
+    assert plan.hours(slots) == (7, pytest.approx(hours))
+    assert "by steps timed on a CPU" in plan.describe(slots)
 
 
 def test_what_another_grid_has_done_is_not_repeated(
