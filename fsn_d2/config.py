@@ -27,7 +27,7 @@ def add_fsn_config(cfg: CfgNode) -> None:
     # What a sub-region is. "roi": the place of the bin inside its RoI (the paper, figure 1).
     # "image": the place of the RoI's centre in the image (the public code). "none": no such bank.
     fsn.SUB_REGION = "roi"
-    # Rows and columns of sub-regions, hence GRID * GRID maps in the bank (the paper: 3 x 3). With
+    # Rows and columns of sub-regions, hence GRID * GRID maps in the bank (the public code: 3). With
     # "roi" and a MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION below it some of the maps are not read.
     fsn.GRID = 3
     # Cells of the feature map that the outer sub-regions' convolutions look away per step from the
