@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -52,8 +53,14 @@ def check_datasets(
     if cfg.DATASETS.get("CLASSES", []) or _classes_are_certain(needed, known):
         problems += class_problems(cfg, needed, sources, classes)
     rules = Rules.of(cfg)
+    learnt = () if eval_only else (*train, *_watched(cfg))
     cleaned = {
-        name: clean(source, classes, rules, decode=decode_all or name in test)
+        name: clean(
+            source,
+            classes,
+            rules if name in learnt else replace(rules, polygons=False),
+            decode=decode_all or name in test,
+        )
         for name, source in sources.items()
         if source.image_root.is_dir() and source.coco["images"]
     }
@@ -62,6 +69,12 @@ def check_datasets(
     if not problems and train and not eval_only:
         problems += _training_problems(cfg, [cleaned.get(name) for name in train], rules)
     return cleaned, problems
+
+
+def _watched(cfg: CfgNode) -> Sequence[str]:
+    """The test set on which a training computes a loss, if it does."""
+    images = cfg.get("WATCH", {}).get("LOSS_IMAGES", 0)
+    return cfg.DATASETS.TEST[:1] if images and cfg.TEST.EVAL_PERIOD > 0 else ()
 
 
 def read_sources(cfg: CfgNode, names: Iterable[str]) -> tuple[dict[str, Source], list[Problem]]:

@@ -48,12 +48,14 @@ class Rules:
         max_aspect: an image whose long side is this many times its short one, or more, has a side
             of no pixel after resizing.
         masks: ``MODEL.MASK_ON``; every annotation needs a segmentation.
+        polygons: ``INPUT.MASK_FORMAT`` is polygon; then segmentations to learn from are polygons.
     """
 
     max_pixels: int = MAX_PIXELS
     allow_outside: bool = False
     max_aspect: float = math.inf
     masks: bool = False
+    polygons: bool = False
 
     @classmethod
     def of(cls, cfg: CfgNode) -> Rules:
@@ -63,6 +65,7 @@ class Rules:
             # ResizeShortestEdge rounds to whole pixels: from half a pixel on there is one.
             max_aspect=2 * min(cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TEST),
             masks=cfg.MODEL.MASK_ON,
+            polygons=cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon",
         )
 
 
@@ -107,6 +110,8 @@ def clean(source: Source, classes: list[str], rules: Rules, *, decode: bool) -> 
         cleaned["annotations"] = _clean_annotations(source, images, new_ids, findings)
         if rules.masks:
             problems += _missing_masks(source, cleaned["annotations"])
+        if rules.polygons:
+            problems += _other_masks(source, cleaned["annotations"])
     return CleanedSet(source, cleaned, findings, problems)
 
 
@@ -136,6 +141,19 @@ def _missing_masks(source: Source, annotations: Sequence[Coco]) -> list[Problem]
         )
         for a in annotations
         if not a.get("segmentation")
+    ]
+
+
+def _other_masks(source: Source, annotations: Sequence[Coco]) -> list[Problem]:
+    return [
+        Problem(
+            f"{source.spec.path}: the segmentation of the annotation (id {show(a['id'])}) of image "
+            f"{show(a['image_id'])} is run-length encoded, and INPUT.MASK_FORMAT is 'polygon'. Set "
+            "it to 'bitmask', which takes both.",
+            "no polygon",
+        )
+        for a in annotations
+        if isinstance(a.get("segmentation"), dict) and not a.get("iscrowd")
     ]
 
 

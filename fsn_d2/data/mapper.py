@@ -87,6 +87,11 @@ class TolerantMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         max_pixels = cfg.INPUT.get("MAX_PIXELS", MAX_PIXELS)
+        if not is_train and cfg.MODEL.KEYPOINT_ON:
+            # Detectron2 would ask the training set, which may be absent, how to mirror keypoints.
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.KEYPOINT_ON = False
         return {**super().from_config(cfg, is_train), "max_pixels": max_pixels}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:

@@ -165,6 +165,23 @@ def test_masks_are_asked_for_by_models_that_learn_them(tmp_path: Path, make_cfg)
     assert "(id 12) of image 9 has no usable segmentation" in lines[2]
 
 
+def test_masks_that_are_no_polygons_are_refused_where_polygons_are_learnt(
+    tmp_path: Path, make_cfg
+) -> None:
+    data = coco_dict()
+    for annotation in data["annotations"]:
+        annotation["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
+    data["annotations"][1]["iscrowd"] = 1  # is not learnt from
+    spec = write_coco(tmp_path, data)
+    cfg = make_cfg((spec,), (spec,))
+    cfg.MODEL.MASK_ON = True
+    with pytest.raises(ValueError, match=r"annotation \(id 11\) of image 7 .*'bitmask'"):
+        register_datasets(cfg)
+    register_datasets(cfg, eval_only=True)
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    register_datasets(cfg)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_json_with_a_byte_order_mark_is_rewritten(
     tmp_path: Path, make_cfg, encoding: str

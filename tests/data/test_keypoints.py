@@ -147,5 +147,10 @@ def test_a_model_with_keypoints_is_trained_and_measured(
     )
     results = train_net.main(args)
     assert {"bbox", "keypoints"} <= set(results)
+    weights = Path(args.opts[args.opts.index("OUTPUT_DIR") + 1], "model_final.pth")
+    for absent in (("coco:///nowhere/a.json:/nowhere",), ()):
+        changes = ["DATASETS.TRAIN", str(absent), "MODEL.WEIGHTS", str(weights)]
+        again = Namespace(**{**vars(args), "eval_only": True, "opts": [*args.opts, *changes]})
+        assert {"bbox", "keypoints"} <= set(train_net.main(again))
     lines = Path(args.opts[args.opts.index("OUTPUT_DIR") + 1], "metrics.json").read_text()
     assert "loss_keypoint" in lines
