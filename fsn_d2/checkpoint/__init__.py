@@ -1,7 +1,13 @@
 """Weights and checkpoints: read without running code, converted to be shared."""
 
-from .checkpointer import Checkpointer
+from .checkpointer import MATCHING_HEURISTICS, Checkpointer
 from .conversion import convert_weights
 from .reading import read_plain_pickle, read_weights
 
-__all__ = ["Checkpointer", "convert_weights", "read_plain_pickle", "read_weights"]
+__all__ = [
+    "MATCHING_HEURISTICS",
+    "Checkpointer",
+    "convert_weights",
+    "read_plain_pickle",
+    "read_weights",
+]

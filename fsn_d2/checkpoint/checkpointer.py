@@ -7,14 +7,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
 
 from .reading import read_weights
 from .writing import WholeFiles, disk_is_full
 
-__all__ = ["Checkpointer"]
+__all__ = ["MATCHING_HEURISTICS", "Checkpointer"]
+
+MATCHING_HEURISTICS = "?matching_heuristics=True"
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -32,11 +33,20 @@ class Checkpointer(DetectionCheckpointer):
 
     last_checkpoint = ""
     _tags = True
+    _matches_by_heuristics = False
     _parsed_url_during_load: Any = None  # set by `load` of Detectron2 after v0.6
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.path_manager: Any = WholeFiles(self.path_manager)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads as Detectron2 does; with `MATCHING_HEURISTICS` behind the path, as its main does,
+        which matches names by how they end, so that weights of other code find their places.
+        """
+        plain = path.removesuffix(MATCHING_HEURISTICS)
+        self._matches_by_heuristics = plain != path
+        return super().load(plain, *args, **kwargs)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Saves as Detectron2 does.
@@ -77,13 +87,12 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Taken and reset at once: a load that is refused must not stand in the way of the next.
         url, self._parsed_url_during_load = self._parsed_url_during_load, None
-        loaded = read_weights(filename)
-        queries = parse_qs(url.query) if url else {}
-        if queries.pop("matching_heuristics", ["False"]) == ["True"]:
-            loaded["matching_heuristics"] = True
-        if queries:
+        if url and url.query:
             raise ValueError(
-                f"MODEL.WEIGHTS: {filename} has the query {queries}; only matching_heuristics=True "
-                "is known. Take the rest out."
+                f"MODEL.WEIGHTS: {filename} has the query {url.query!r}; only "
+                f"{MATCHING_HEURISTICS!r} is known. Take it out."
             )
+        loaded = read_weights(filename)
+        if self._matches_by_heuristics:
+            loaded["matching_heuristics"] = True
         return loaded

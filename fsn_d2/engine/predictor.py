@@ -8,7 +8,7 @@ from detectron2.engine import DefaultPredictor
 from numpy import ndarray
 
 from .memory import limit_convolution_caches
-from .weights import load_weights
+from .weights import load_weights, without_start_weights
 
 __all__ = ["Predictor"]
 
@@ -37,9 +37,6 @@ class Predictor(DefaultPredictor):
 
     def __init__(self, cfg: CfgNode) -> None:
         limit_convolution_caches()
-        without_weights = cfg.clone()
-        without_weights.defrost()
-        without_weights.MODEL.WEIGHTS = ""
-        super().__init__(without_weights)
+        super().__init__(without_start_weights(cfg) if cfg.MODEL.WEIGHTS else cfg)
         self.aug = _Resize([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         load_weights(self.model, cfg.MODEL.WEIGHTS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+from detectron2.config import CfgNode
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..checkpoint import Checkpointer
+from ..checkpoint import MATCHING_HEURISTICS, Checkpointer
 
 
 def _where_to_put(weights: str) -> str:
@@ -31,8 +33,11 @@ def resume_or_load(checkpointer: Checkpointer, weights: str, *, resume: bool) ->
 
     Raises:
         FileNotFoundError: the file is missing or cannot be downloaded; says where to put it.
-        ValueError: the file is broken or holds something else than tensors and plain containers.
+        ValueError: the file is broken or holds something else than tensors and plain containers,
+            or processes would go on from different checkpoints.
     """
+    if resume:
+        _require_one_folder(checkpointer)
     if resume and checkpointer.has_checkpoint():
         _require_last(checkpointer)
     elif weights:
@@ -53,6 +58,34 @@ def load_weights(model: nn.Module, weights: str) -> None:
     resume_or_load(Checkpointer(model), weights, resume=False)
 
 
+def without_start_weights(cfg: CfgNode) -> CfgNode:
+    """The config of the same model, to be built without any weights: others replace them."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""
+    for backbone in ("TIMM", "GOOGLENET"):
+        if backbone in cfg.MODEL:  # a config without this project's keys has none
+            cfg.MODEL[backbone].PRETRAINED = ""
+    return cfg
+
+
+def last_checkpoint(checkpointer: Checkpointer) -> str:
+    """Path of the checkpoint that a resumed training goes on from; "" if there is none."""
+    return checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
+
+
+def _require_one_folder(checkpointer: Checkpointer) -> None:
+    """Processes that go on from different checkpoints would train different models."""
+    seen = comm.all_gather(os.path.basename(last_checkpoint(checkpointer)))
+    if len(set(seen)) > 1:
+        named = ", ".join(name or "none" for name in seen)
+        raise ValueError(
+            f"--resume: the processes see different last checkpoints in OUTPUT_DIR "
+            f"{checkpointer.save_dir}: {named}. Give a folder that all machines share, or copy it "
+            "to every machine."
+        )
+
+
 def _require_last(checkpointer: Checkpointer) -> None:
     checkpoint = checkpointer.get_checkpoint_file()
     if not PathManager.isfile(checkpoint):
@@ -64,6 +97,7 @@ def _require_last(checkpointer: Checkpointer) -> None:
 
 
 def _require(weights: str) -> None:
+    weights = weights.removesuffix(MATCHING_HEURISTICS)
     if "://" not in weights:
         if not os.path.isfile(weights):
             raise FileNotFoundError(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 
 from fsn_d2.engine import Predictor
 from fsn_d2.engine.memory import limit_convolution_caches
@@ -33,6 +34,24 @@ def test_it_detects_what_detectron2s_does(
 def test_missing_weights_are_named(small_cfg: Callable) -> None:
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*absent\.pth"):
         Predictor(small_cfg(MODEL__WEIGHTS="absent.pth"))
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ("fsn_Lite0_digits.yaml", "MODEL__TIMM__PRETRAINED"),
+        ("fsn_GoogLeNet.yaml", "MODEL__GOOGLENET__PRETRAINED"),
+    ],
+)
+def test_start_weights_that_a_checkpoint_replaces_may_be_gone(
+    config: str, key: str, small_cfg: Callable, tmp_path: Path
+) -> None:
+    cfg = small_cfg(config, DATASETS__TEST=())
+    weights = tmp_path / "model.pth"
+    torch.save({"model": build_model(cfg).state_dict()}, weights)
+    gone = {"MODEL__WEIGHTS": weights, key: tmp_path / "gone.pth", "DATASETS__TEST": ()}
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    assert "instances" in Predictor(small_cfg(config, **gone))(image)
 
 
 def test_few_compiled_convolutions_are_kept_unless_the_environment_says_how_many(

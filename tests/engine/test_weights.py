@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,33 @@ def test_a_last_checkpoint_that_was_removed_is_named_with_what_to_do(tmp_path: P
     (tmp_path / "model_0000009.pth").unlink()
     with pytest.raises(FileNotFoundError, match=r"--resume: .*model_0000009\.pth does not exist"):
         resume_or_load(checkpointer, "", resume=True)
+
+
+def test_processes_that_see_different_checkpoints_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on several machines without a folder in common, where only one has written any."""
+    saved(tmp_path, 4.0)
+    checkpointer = Checkpointer(filled(0.0), str(tmp_path))
+    seen = ["model.pth", ""]
+    monkeypatch.setattr("fsn_d2.engine.weights.comm.all_gather", lambda own: [own, seen[1]])
+    with pytest.raises(ValueError, match=r"different last checkpoints .*: .*\.pth, none\. Give a"):
+        resume_or_load(checkpointer, "", resume=True)
+    resume_or_load(checkpointer, "", resume=False)  # a new training needs no folder in common
+    seen[1] = Path(checkpointer.get_checkpoint_file()).name
+    resume_or_load(checkpointer, "", resume=True)
+
+
+def test_the_query_of_detectron2s_main_matches_names_by_their_ends(tmp_path: Path) -> None:
+    path = tmp_path / "of_other_code.pth"
+    torch.save({"model": filled(3.0).state_dict()}, path)
+    model = nn.Sequential(OrderedDict(inside=filled(0.0)))
+    load_weights(model, str(path))
+    assert model.inside.weight.tolist() == [[0.0, 0.0]]  # the file has "weight"
+    load_weights(model, f"{path}?matching_heuristics=True")
+    assert model.inside.weight.tolist() == [[3.0, 3.0]]
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth does not exist"):
+        load_weights(model, f"{tmp_path}/absent.pth?matching_heuristics=True")
 
 
 def test_resuming_without_a_checkpoint_loads_the_weights(tmp_path: Path) -> None:
