@@ -73,7 +73,9 @@ def obey_parent_alone(worker: int = 0) -> None:
 
 
 def _wait_for_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    started_by = multiprocessing.parent_process()  # not always that of the system: forkserver's
+    parent = started_by.pid if started_by else os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 

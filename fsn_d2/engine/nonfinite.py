@@ -114,8 +114,9 @@ class NonFiniteLoss(HookBase):
         if not self._skips:
             raise FloatingPointError(
                 f"{message} Last good checkpoint: {self._checkpointer.last_checkpoint or 'none'}. "
-                "Look at the images' annotations, lower SOLVER.BASE_LR, or leave such batches out "
-                "with SOLVER.NONFINITE skip."
+                "Look at the images' annotations, start from it (MODEL.WEIGHTS, without --resume, "
+                "which keeps its learning rate) with a lower SOLVER.BASE_LR, or leave such batches "
+                "out with SOLVER.NONFINITE skip."
             )
         for buffer, before in zip(_running_statistics(model), self._statistics, strict=True):
             buffer.copy_(before)

@@ -89,6 +89,14 @@ class CheckpointAfterEvaluation(Checkpoint):
         if self._evaluates():
             self._save_or_stop(pending=False)
 
+    def after_train(self) -> None:
+        """The last evaluation comes here, for a training that a resume may extend."""
+        if self.trainer.iter < self.max_iter:
+            return  # it did not come to its end
+        self.trainer.iter -= 1  # back in the iteration that was evaluated
+        self._save_or_stop(pending=False)
+        self.trainer.iter += 1
+
 
 def _require_finite(checkpointer: Checkpointer) -> None:
     """So that the last checkpoint is a good one."""
@@ -96,6 +104,7 @@ def _require_finite(checkpointer: Checkpointer) -> None:
         if not torch.isfinite(weight).all():
             raise FloatingPointError(
                 f"Weights are no longer finite, {name} for one, so they are not saved. Last good "
-                f"checkpoint: {checkpointer.last_checkpoint or 'none'}. Lower SOLVER.BASE_LR, or "
-                "clip gradients (SOLVER.CLIP_GRADIENTS)."
+                f"checkpoint: {checkpointer.last_checkpoint or 'none'}. Start from it "
+                "(MODEL.WEIGHTS, without --resume, which keeps its learning rate) with a lower "
+                "SOLVER.BASE_LR, or clip gradients (SOLVER.CLIP_GRADIENTS)."
             )

@@ -54,11 +54,6 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
         ) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise ValueError(
-            "SOLVER.AMP.ENABLED needs a CUDA GPU, and the device is "
-            f"{cfg.MODEL.DEVICE!r}. Train in float32 with SOLVER.AMP.ENABLED False."
-        )
     _require_classes(cfg)
     adopt_input_statistics(cfg)
     return cfg

@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
-from detectron2.evaluation import DatasetEvaluator, print_csv_format, verify_results
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
@@ -34,7 +34,11 @@ from .random_state import set_random_state
 from .saving import Checkpoint, CheckpointAfterEvaluation
 from .training_stream import TrainingStream, build_training_stream
 from .watching import Curves, EarlyStop, watching_hooks
-from .weights import load_weights, resume_or_load
+from .weights import (
+    last_checkpoint,
+    load_weights,
+    resume_or_load,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -116,14 +120,20 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             for name in remove_leftovers(self.cfg.OUTPUT_DIR):
                 logger.info("Removed %s: it was being written when a training was killed.", name)
-        resume = resume and self.checkpointer.has_checkpoint()
         rest = resume_or_load(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume:
-            self.checkpointer.last_checkpoint = self.checkpointer.get_checkpoint_file()
+        last = last_checkpoint(self.checkpointer)
+        if resume and last:
+            self.checkpointer.last_checkpoint = last
             self.start_iter = self.iter + 1
             self._resumed_from = rest
         elif comm.is_main_process():
             _set_aside(Path(self.cfg.OUTPUT_DIR, "metrics.json"))
+            if last:
+                logger.warning(
+                    "%s is of an earlier training: until this one has saved, --resume would go on "
+                    "with that one.",
+                    last,
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks, optimizer, gradient scaler; Detectron2 v0.6 has the first two alone."""
@@ -261,12 +271,22 @@ def build_trainer(cfg: CfgNode, *, resume: bool = False) -> Trainer:
         resume: go on from the last checkpoint of OUTPUT_DIR where there is one.
 
     Raises:
-        FileNotFoundError, ValueError: as `build_trained_model` and `check_evaluation`.
+        FileNotFoundError, ValueError: as `build_trained_model` and `check_evaluation`, or mixed
+            precision is asked for without a GPU.
     """
     check_evaluation(cfg)
+    _require_device_of_amp(cfg)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     return trainer
+
+
+def _require_device_of_amp(cfg: CfgNode) -> None:
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ValueError(
+            "SOLVER.AMP.ENABLED needs a CUDA GPU, and the device is "
+            f"{cfg.MODEL.DEVICE!r}. Train in float32 with SOLVER.AMP.ENABLED False."
+        )
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -281,10 +301,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     """
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
-        augmented = Trainer.test_with_tta(cfg, model)
-        if comm.is_main_process():
-            print_csv_format(augmented)
-        results.update(augmented)
+        results.update(Trainer.test_with_tta(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

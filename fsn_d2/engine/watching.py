@@ -21,6 +21,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from ..checkpoint import Checkpointer
@@ -162,7 +163,11 @@ def _full_name(metric: str, known: Iterable[str]) -> str | None:
 
 
 class KnownMetric(_AtEvaluation):
-    """Ends a training whose evaluations have no such metric, instead of waiting for it in vain."""
+    """Ends a training whose evaluations have no such metric, instead of waiting for it in vain.
+
+    An evaluation without any detection tells nothing of that: it has the metrics of boxes alone,
+    and none is a number.
+    """
 
     def __init__(self, period: int, metric: str) -> None:
         """
@@ -180,7 +185,8 @@ class KnownMetric(_AtEvaluation):
                 among them.
         """
         known = flatten_results_dict(self.trainer.last_results)
-        if known and _full_name(self._metric, known) is None:
+        says_something = any(math.isfinite(value) for value in known.values())
+        if says_something and _full_name(self._metric, known) is None:
             raise ValueError(
                 f"WATCH.METRIC: expected one of the evaluation's metrics, {', '.join(known)}, got "
                 f"{self._metric!r}. Name one of them."
@@ -246,12 +252,11 @@ class EarlyStopping(_AtEvaluation):
         self._patience = patience
         self._best = -math.inf
         self._waited = 0
-        self._stops = False
 
     def before_step(self) -> None:
-        if self._stops:
+        if self._waited >= self._patience:
             raise EarlyStop(
-                f"{self._metric} was not above {self._best:.2f} in {self._patience} evaluations."
+                f"{self._metric} was not above {self._best:.2f} in {self._waited} evaluations."
             )
 
     def evaluated(self) -> None:
@@ -262,13 +267,13 @@ class EarlyStopping(_AtEvaluation):
             is_better = latest[0] > self._best
             self._waited = 0 if is_better else self._waited + 1
             self._best = latest[0] if is_better else self._best
-        self._stops = any(comm.all_gather(self._waited >= self._patience))
+        self._best, self._waited = comm.all_gather((self._best, self._waited))[0]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best, "waited": self._waited, "stops": self._stops}
+        return {"best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._best, self._waited, self._stops = state["best"], state["waited"], state["stops"]
+        self._best, self._waited = state["best"], state["waited"]
 
 
 class Curves(HookBase):
@@ -309,11 +314,18 @@ def watching_hooks(cfg: CfgNode, checkpointer: Checkpointer) -> list[HookBase]:
 
 
 def _with_ground_truth(cfg: CfgNode) -> Iterator[list[dict[str, Any]]]:
-    """This process's share of the images for the loss, at test size, one by one."""
+    """This process's share of the images for the loss, at test size, one by one.
+
+    None of a set without any object: images alone have no loss.
+    """
     augmentations = build_augmentation(cfg, is_train=False)
     mapper = TolerantMapper(cfg, is_train=True, augmentations=augmentations)
-    records = _first_test_set(cfg)[: cfg.WATCH.LOSS_IMAGES]
-    records = records[comm.get_rank() :: comm.get_world_size()]
+    records = [record for record in _first_test_set(cfg) if "annotations" in record]
+    if not any(record["annotations"] for record in records):
+        records = []
+        words = "No validation loss: %s has no annotations."
+        log_first_n(logging.WARNING, words % cfg.DATASETS.TEST[0], name=__name__)
+    records = records[: cfg.WATCH.LOSS_IMAGES][comm.get_rank() :: comm.get_world_size()]
     return ([sample] for sample in map(mapper, records) if sample is not None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -184,6 +186,26 @@ def test_a_data_loader_worker_ends_when_its_training_says_so_and_at_nobody_elses
         assert ended_by(child) is None
     os.kill(child, signal.SIGTERM)
     assert ended_by(child) == 0
+
+
+def obey_and_wait(ready: Any) -> None:
+    obey_parent_alone()
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_worker_of_a_fork_server_ends_too() -> None:
+    """Its parent by the system's account is the server: the default of Python 3.14 on Linux."""
+    context = multiprocessing.get_context("forkserver")
+    ready = context.Event()
+    worker = context.Process(target=obey_and_wait, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(60)
+    worker.terminate()
+    worker.join(10)
+    ended = worker.exitcode
+    worker.kill()
+    assert ended == 0
 
 
 # ---------------------------------------------------------------------------- several processes

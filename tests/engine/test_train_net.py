@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -207,6 +208,23 @@ def test_without_resume_training_starts_anew(tiny_args: Args, tmp_path: Path) ->
         trainer.train()
 
 
+def test_a_new_training_says_that_the_folder_has_checkpoints_of_another(
+    tiny_args: Args, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"SOLVER__MAX_ITER": 1, "DATASETS__TEST": ()}
+    said = []
+    for _ in range(2):
+        cfg = setup(tiny_args("fsn_R50.yaml", small=True, **changes))
+        logging.getLogger("fsn_d2").propagate = True  # default_setup ends it
+        caplog.clear()
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        said.append([r.getMessage() for r in caplog.records if r.levelname == "WARNING"])
+        trainer.train()
+    assert not any("earlier training" in line for line in said[0])
+    assert any("model_final.pth is of an earlier training" in line for line in said[1])
+
+
 def test_the_metrics_of_an_earlier_training_are_set_aside(tiny_args: Args, tmp_path: Path) -> None:
     output, left = tmp_path / "output", []
     for number in (3, 2, 1):
@@ -310,6 +328,25 @@ def test_results_of_several_sets_go_by_set(
         for name in sets
     ]
     assert [{entry["image_id"] for entry in entries} for entries in found] == [{1, 2, 3}, {1}]
+
+
+def test_several_sets_with_test_time_augmentation_go_by_set(
+    tiny_args: Args, coco_spec: Callable
+) -> None:
+    sets = (coco_spec(3, images=2, name="one"), coco_spec(3, images=1, name="two"))
+    opts = {**DETECTS, **AUGMENTED, "DATASETS__TEST": sets}
+    results = train_net.main(tiny_args("fsn_R50.yaml", "--eval-only", small=True, **opts))
+    assert set(results) == {*sets, *(f"{name}_TTA" for name in sets)}
+
+
+def test_mixed_precision_without_a_gpu_is_refused_for_training_alone(tiny_args: Args) -> None:
+    opts = {"SOLVER__AMP__ENABLED": True, "MODEL__DEVICE": "cpu"}
+    with pytest.raises(
+        SystemExit, match=r"^error: SOLVER\.AMP\.ENABLED needs a CUDA GPU"
+    ) as caught:
+        train_net.main(tiny_args("fsn_R50.yaml", small=True, **opts))
+    assert "\n" not in str(caught.value)
+    assert train_net.main(tiny_args("fsn_R50.yaml", "--eval-only", small=True, **opts))
 
 
 def test_detectron2s_predictor_works_with_the_config(

@@ -159,6 +159,20 @@ def test_the_best_score_survives_a_resume(tiny_args: Args, tmp_path: Path, evalu
     assert best["iteration"] == 1
 
 
+def test_the_score_of_the_last_evaluation_survives_too(
+    tiny_args: Args, tmp_path: Path, evaluations
+) -> None:
+    evaluations([50.0, 55.0])
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, **WATCHED))
+    final = torch.load(tmp_path / "output" / "model_final.pth", weights_only=False)
+    assert final["iteration"] == 3
+    evaluations([52.0, 51.0])
+    longer = {**WATCHED, "SOLVER__MAX_ITER": 8}
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", small=True, **longer))
+    best = torch.load(tmp_path / "output" / "model_best.pth", weights_only=False)
+    assert best["iteration"] == 4  # as Detectron2 counts the one after the last step
+
+
 def said_by(monkeypatch: pytest.MonkeyPatch, *results: dict[str, Any]) -> None:
     """Lets Trainer.test say these results one after the other."""
     left = iter(results)
@@ -195,12 +209,22 @@ def test_a_metric_that_is_not_there_ends_the_training_at_the_first_evaluation(
         train_net.main(args)
 
 
+NO_DETECTION = {"bbox": {"AP": math.nan, "AP50": math.nan}}
+
+
+@pytest.mark.parametrize("results", [({}, {"a": {}, "b": {}}), (NO_DETECTION, NO_DETECTION)])
 def test_evaluations_without_results_end_no_training(
-    tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    results: tuple[dict[str, Any], ...],
+    tiny_args: Args,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As of a set without annotations, and of all processes but the main one."""
-    said_by(monkeypatch, {}, {"a": {}, "b": {}})
-    train_net.main(tiny_args("fsn_R50.yaml", small=True, **WATCHED, WATCH__PATIENCE=1))
+    """As of a set without annotations, of all processes but the main one, and before there is any
+    detection, when masks have no metrics yet.
+    """
+    said_by(monkeypatch, *results)
+    watch = {"WATCH__METRIC": "segm/AP", "WATCH__PATIENCE": 1}
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, **WATCHED, **watch))
     assert (tmp_path / "output" / "model_final.pth").is_file()
     assert not (tmp_path / "output" / "model_best.pth").exists()
 
@@ -257,11 +281,64 @@ def test_waiting_goes_on_after_a_resume() -> None:
         other.before_step()
     third, _ = early_stopping(2)
     third.load_state_dict(other.state_dict())
-    with pytest.raises(EarlyStop):
+    with pytest.raises(EarlyStop, match=r"not above 5\.00 in 2 evaluations"):
         third.before_step()
 
 
+def test_more_patience_goes_on_and_less_may_end_at_once() -> None:
+    hook, see = early_stopping(2)
+    for value in (5.0, 4.0, 4.0):
+        see(value)
+    patient, see_more = early_stopping(3)
+    patient.load_state_dict(hook.state_dict())
+    patient.before_step()
+    see_more(3.0)
+    with pytest.raises(EarlyStop, match="in 3 evaluations"):
+        patient.before_step()
+    hasty, _ = early_stopping(1)
+    hasty.load_state_dict(hook.state_dict())
+    with pytest.raises(EarlyStop):
+        hasty.before_step()
+
+
+def test_every_process_waits_as_the_main_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others do not know the metric; what they resumed from is the main process's state."""
+    main, see = early_stopping(2)
+    for value in (5.0, 4.0, 6.0):  # better again
+        see(value)
+    states = [main.state_dict()]
+    monkeypatch.setattr(
+        "fsn_d2.engine.watching.comm.all_gather",
+        lambda own: [(states[0]["best"], states[0]["waited"]), own],
+    )
+    other = EarlyStopping(1, "bbox/AP", 1)
+    other.load_state_dict({"best": 5.0, "waited": 1})
+    other.trainer = SimpleNamespace(  # type: ignore[assignment]
+        iter=0, max_iter=100, storage=SimpleNamespace(latest=dict)
+    )
+    other.after_step()
+    other.before_step()
+    assert other.state_dict() == {"best": 6.0, "waited": 0}
+
+
 # ---------------------------------------------------------------------------- validation loss
+
+
+def test_a_test_set_without_annotations_has_no_validation_loss(
+    tiny_args: Args, coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    spec = coco_spec(3, name="with")
+    boxes, _, images = spec.removeprefix("coco://").rpartition(":")
+    content = json.loads(Path(boxes).read_text())
+    del content["annotations"]
+    (tmp_path / "without.json").write_text(json.dumps(content))
+    sets = {
+        "DATASETS__TRAIN": (spec,),
+        "DATASETS__TEST": (f"coco://{tmp_path}/without.json:{images}",),
+    }
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, **WATCHED, **sets))
+    lines = lines_of(tmp_path / "output")
+    assert lines and not any("validation_loss" in line for line in lines)
 
 
 class Counting(nn.Module):
