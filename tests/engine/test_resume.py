@@ -198,7 +198,10 @@ def test_what_was_interrupted_in_the_last_evaluation_is_evaluated(
     metrics = (tmp_path / "output" / "metrics.json").read_text().splitlines()
     assert json.loads(metrics[-1])["iteration"] == 2
     assert "bbox/AP" in metrics[-1]
-    assert same(load(tmp_path / "output" / "model_final.pth"), before)
+    after = load(tmp_path / "output" / "model_final.pth")
+    for checkpoint in (before, after):  # numpy's numbers are drawn from by the evaluation
+        del checkpoint["random_states"][0]["numpy"]
+    assert same(after, before)
 
 
 def test_a_kill_before_the_last_of_two_checkpoints_does_not_lose_it(
