@@ -13,7 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from .reading import read_weights
 from .writing import WholeFiles, disk_is_full
 
-__all__ = ["MATCHING_HEURISTICS", "Checkpointer"]
+__all__ = ["Checkpointer"]
 
 MATCHING_HEURISTICS = "?matching_heuristics=True"
 

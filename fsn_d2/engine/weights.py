@@ -9,7 +9,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..checkpoint import MATCHING_HEURISTICS, Checkpointer
+from ..checkpoint import Checkpointer
+from ..checkpoint.checkpointer import MATCHING_HEURISTICS
 
 
 def _where_to_put(weights: str) -> str:
