@@ -37,7 +37,7 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an unknown key, or a value that this machine cannot serve.
+        ValueError: an unknown key, a value of another type, or no class.
     """
     cfg = get_cfg()
     add_fsn_config(cfg)

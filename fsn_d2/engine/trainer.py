@@ -34,11 +34,7 @@ from .random_state import set_random_state
 from .saving import Checkpoint, CheckpointAfterEvaluation
 from .training_stream import TrainingStream, build_training_stream
 from .watching import Curves, EarlyStop, watching_hooks
-from .weights import (
-    last_checkpoint,
-    load_weights,
-    resume_or_load,
-)
+from .weights import last_checkpoint, load_weights, resume_or_load
 
 logger = logging.getLogger(__name__)
 
