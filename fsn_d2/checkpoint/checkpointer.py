@@ -41,8 +41,8 @@ class Checkpointer(DetectionCheckpointer):
         self.path_manager: Any = WholeFiles(self.path_manager)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads as Detectron2 does; with `MATCHING_HEURISTICS` behind the path, as its main does,
-        which matches names by how they end, so that weights of other code find their places.
+        """Loads as Detectron2 does; with "?matching_heuristics=True" behind the path, as its main
+        does, which matches names by how they end, so that weights of other code find their places.
         """
         plain = path.removesuffix(MATCHING_HEURISTICS)
         self._matches_by_heuristics = plain != path
