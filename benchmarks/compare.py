@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from comparison.cost import measure_costs
@@ -31,13 +31,17 @@ from tqdm import tqdm
 from fsn_d2.engine import one_line_errors
 from fsn_d2.machine import usable_cores
 
+Choice = TypeVar("Choice", str, int)
+
 GRIDS = ROOT / "benchmarks" / "grids"
 RESULTS = ROOT / "benchmarks" / "results"
 EXAMPLE = """examples:
   python benchmarks/compare.py main                      all of it, or what is left of it
   python benchmarks/compare.py main --data bccd --plan   how long it would take
   python benchmarks/compare.py main --report             tables and pictures of what is done
-  python benchmarks/compare.py main --results mine/main  all of it anew"""
+  python benchmarks/compare.py main --results mine/main  all of it anew
+  python benchmarks/compare.py ablation --results mine/ablation --data bccd --methods sum --seeds 2
+                                                         a single run anew"""
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,6 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("grid", help="its name in benchmarks/grids, or the path of a YAML file")
     parser.add_argument("--data", nargs="+", metavar="NAME", help="these data sets alone")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="these methods alone")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="these seeds alone")
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: suited)")
     parser.add_argument("--gpus-per-job", type=int, default=1, help="where there are GPUs")
     parser.add_argument("--cost-rounds", type=int, default=7, help="of timing (default 7)")
@@ -63,21 +68,28 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(names: list[str] | None, known: Any, what: str) -> list[str]:
-    """Raises ValueError for a name that the grid lacks."""
+def chosen(names: list[Choice] | None, known: Collection[Choice], what: str) -> list[Choice]:
+    """Raises ValueError for a name, or seed, that the grid lacks."""
     if unknown := set(names or ()) - set(known):
-        raise ValueError(f"--{what}: {sorted(unknown)} not in the grid, which has {list(known)}")
+        raise ValueError(f"--{what}: {list(unknown)} not in the grid, which has {list(known)}")
     return [name for name in known if not names or name in names]
 
 
 class Plan:
     """What of a grid is to be done, and what is left."""
 
-    def __init__(self, results: Results, data: list[str], methods: list[str]) -> None:
+    def __init__(
+        self,
+        results: Results,
+        data: Sequence[str],
+        methods: Sequence[str],
+        seeds: Sequence[int] | None = None,
+    ) -> None:
         self.results = results
         self.grid = results.grid
         self.data = data
         self.methods = methods
+        self.seeds = seeds
         self.started: set[str] = set()
 
     def wanted(self) -> Iterator[Run]:
@@ -91,7 +103,7 @@ class Plan:
                     rate = self.results.rate_of(data, method)
                 except LookupError:
                     continue
-                seeds.append(self.grid.seed_runs(data, method, rate))
+                seeds.append(self.grid.seed_runs(data, method, rate, self.seeds))
             for runs in zip(*seeds, strict=True):  # seed by seed: a part of the table soon
                 yield from runs
 
@@ -109,8 +121,9 @@ class Plan:
             cost = (read_cost(self.results, data) or {})["methods"]
             for method in self.methods:
                 tuning = self.grid.tuning_runs(data, method)
-                runs = [*tuning, *self.grid.seed_runs(data, method, None)]
-                results = [*map(self.results.read, tuning), *self.results.of_seeds(data, method)]
+                runs = [*tuning, *self.grid.seed_runs(data, method, None, self.seeds)]
+                seeds = self.results.of_seeds(data, method, self.seeds)
+                results = [*map(self.results.read, tuning), *seeds]
                 step = cost[method]["seconds_per_iteration"]["median"]
                 for run, result in zip(runs, results, strict=True):
                     if result is None:
@@ -132,8 +145,10 @@ def measure_missing_costs(plan: Plan, rounds: int, *, anew: bool) -> None:
     for data in plan.data:
         known = (read_cost(plan.results, data) or {"methods": {}})["methods"]
         if anew or not set(plan.methods) <= set(known):
-            print(f"{data}: timing a step of every method", flush=True)
-            runs = {name: plan.grid.seed_runs(data, name, None)[0] for name in plan.grid.methods}
+            # Those that are compared take turns in one process, so what is known is timed again.
+            names = [name for name in plan.grid.methods if name in {*known, *plan.methods}]
+            print(f"{data}: timing a step of {len(names)} methods", flush=True)
+            runs = {name: plan.grid.seed_runs(data, name, None)[0] for name in names}
             write_json(cost_path(plan.results, data), measure_costs(runs, rounds))
 
 
@@ -194,8 +209,9 @@ def main() -> None:
         slots = slots_for(args.jobs, gpus, args.gpus_per_job, usable_cores())
         data = chosen(args.data, grid.data, "data")
         methods = chosen(args.methods, grid.methods, "methods")
+        seeds = chosen(args.seeds, grid.seeds, "seeds")
         results = results_of(grid, args.grid, args.results)
-        plan = Plan(results, data, methods)
+        plan = Plan(results, data, methods, seeds)
         if not args.report:
             measure_missing_costs(plan, args.cost_rounds, anew=args.cost)
     if args.plan:

@@ -120,14 +120,18 @@ class Grid:
         extra, rates = self.data[data].tuning, self.rates_of(method)
         return [self._run(data, method, self.seeds[0], rate, extra) for rate in rates]
 
-    def seed_runs(self, data: str, method: str, rate: float | None) -> list[Run]:
+    def seed_runs(
+        self, data: str, method: str, rate: float | None, seeds: Sequence[int] | None = None
+    ) -> list[Run]:
         """A run per seed.
 
         Args:
             data, method: names.
             rate: the learning rate that was chosen; None: the config's.
+            seeds: None: all of the grid's.
         """
-        return [self._run(data, method, seed, rate, None) for seed in self.seeds]
+        chosen = self.seeds if seeds is None else seeds
+        return [self._run(data, method, seed, rate, None) for seed in chosen]
 
     def _run(
         self, data: str, method: str, seed: int, rate: float | None, tuning: Options | None

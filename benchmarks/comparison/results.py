@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,15 @@ class Results:
             raise LookupError(f"{data}/{method}: its learning rate is not chosen yet")
         return max(done, key=lambda rate: done[rate]["metrics"]["AP"], default=None)
 
-    def of_seeds(self, data: str, method: str) -> list[dict[str, Any] | None]:
-        """What the runs of all seeds found; None for those that are not done."""
+    def of_seeds(
+        self, data: str, method: str, seeds: Sequence[int] | None = None
+    ) -> list[dict[str, Any] | None]:
+        """What the runs of these, or all, seeds found; None for those that are not done."""
         try:
             rate = self.rate_of(data, method)
         except LookupError:
-            return [None] * len(self.grid.seeds)
-        return [self.read(run) for run in self.grid.seed_runs(data, method, rate)]
+            return [None] * len(self.grid.seeds if seeds is None else seeds)
+        return [self.read(run) for run in self.grid.seed_runs(data, method, rate, seeds)]
 
 
 def _done_in(folder: Path) -> dict[str, dict[str, Any]]:

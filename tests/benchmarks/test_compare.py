@@ -187,6 +187,33 @@ def test_rates_are_chosen_first_and_seeds_follow_with_the_best(
     assert [run.rate for run in left] == [0.01, 0.02, 0.01, 0.02]
 
 
+def test_the_seeds_that_are_named_are_run_alone(results: Any, modules: SimpleNamespace) -> None:
+    for run in results.grid.tuning_runs("bccd", "fsn"):
+        pretend(results, modules, run, 40.0)
+    plan = modules.compare.Plan(results, ["bccd"], ["fsn"], [4])
+    assert [run.name for run in plan.left()] == ["bccd/fsn/seed4"]
+    pretend(results, modules, plan.left()[0], 40.0)
+    assert plan.left() == []
+    assert modules.compare.Plan(results, ["bccd"], ["fsn"]).next().name == "bccd/fsn/seed3"
+
+
+def test_methods_are_timed_together_with_those_that_were(
+    results: Any, modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = []
+
+    def cost_of(runs: dict[str, Any], rounds: int) -> dict[str, Any]:
+        timed.append(list(runs))
+        settings = {name: modules.settings.settings_of(run) for name, run in runs.items()}
+        return {"methods": {name: {"settings": value} for name, value in settings.items()}}
+
+    monkeypatch.setattr(modules.compare, "measure_costs", cost_of)
+    for methods, anew in ((["fsn"], False), (["fsn"], False), (["plain"], False), (["fsn"], True)):
+        plan = modules.compare.Plan(results, ["bccd"], methods)
+        modules.compare.measure_missing_costs(plan, 2, anew=anew)
+    assert timed == [["fsn"], ["plain", "fsn"], ["plain", "fsn"]]
+
+
 def test_a_result_of_other_settings_does_not_count(results: Any, modules: SimpleNamespace) -> None:
     run, other = results.grid.tuning_runs("bccd", "fsn")
     pretend(results, modules, run, 40.0)
