@@ -162,6 +162,23 @@ def test_a_huge_roi_costs_no_more_than_the_map(library: ctypes.CDLL, comparison:
             torch.testing.assert_close(a, e)
 
 
+@pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
+@pytest.mark.parametrize("far", [1e9, 1e30, 3e38])
+def test_a_roi_far_away_costs_no_more_than_the_map(
+    library: ctypes.CDLL, far: float, deterministic: bool, comparison: Any
+) -> None:
+    """Else one of these would take hours: their sums overflow, or their rounding exceeds a bin."""
+    pooling = comparison.draw("sum", num_levels=1, shifted=False, count=1)
+    near = 1.001 * far if far < 3e38 else 3.1e38
+    corners = [(-far, -far, 5, 5), (-far, -far, far / 2, far / 2), (far, far, near, near)]
+    rois = torch.tensor([(0.0, *c) for c in corners])
+    indices = [torch.tensor(0)] * 3
+    distant = pooling._replace(rois=rois, bank_indices=indices, sampling_ratio=0)
+    actual = comparison.run(torch.ops.fsn_d2_on_host, distant, deterministic=deterministic)
+    for a, e in zip(actual, comparison.run(CPU, distant), strict=True):
+        torch.testing.assert_close(a, e)
+
+
 def test_unfit_arguments_raise_as_on_the_cpu(library: ctypes.CDLL, comparison: Any) -> None:
     pooling = comparison.draw("multiply")
     wrong = [

@@ -51,8 +51,8 @@ struct Axis {
   FSN_D2_DEVICE static Axis place(
       scalar_t start, scalar_t extent, int32_t bins, int32_t sampling_ratio, int32_t cells) {
     const scalar_t bin_size = extent / static_cast<scalar_t>(bins);
-    const scalar_t rounding = scalar_t(8) * std::numeric_limits<scalar_t>::epsilon() *
-        (std::abs(start) + std::abs(extent));
+    const scalar_t slack = scalar_t(8) * std::numeric_limits<scalar_t>::epsilon();
+    const scalar_t rounding = slack * std::abs(start) + slack * std::abs(extent);  // always finite
     int32_t grid = sampling_ratio;
     if (!std::isfinite(start) || !std::isfinite(extent) || cells <= 0) {
       grid = 0;
@@ -60,7 +60,11 @@ struct Axis {
       grid = static_cast<int32_t>(
           std::ceil(std::clamp(bin_size, scalar_t(0), static_cast<scalar_t>(kMaxGrid))));
     }
-    return {start, bin_size, grid, cells, rounding};
+    Axis axis{start, bin_size, grid, cells, rounding};
+    if (!axis.may_touch(0, cells, bins)) {
+      axis.grid = 0;  // far from the map, where rounding may exceed a bin and leave nothing out
+    }
+    return axis;
   }
 
   // Passes after which every bin is done: at least one, so that results are written.
