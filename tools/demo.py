@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from fsn_d2.data import register_digits
+from fsn_d2.data.wording import printable
 from fsn_d2.engine import Predictor, load_config, one_line_errors
 from fsn_d2.media import Summary, class_names, detect_media, find_media, webcam
 
@@ -55,7 +56,7 @@ def report(summary: Summary, output: Path) -> str:
     if summary.unreadable:
         lines.append(f"not read, or not all of it: {len(summary.unreadable)}")
         lines += [f"  {name}: {reason}" for name, reason in summary.unreadable]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ def class_names(cfg: CfgNode, given: Sequence[str] | None = None) -> list[str]:
         ValueError: their number is not the model's.
     """
     count = num_classes(cfg)
-    names = list(given or cfg.DATASETS.get("CLASSES", []) or _from_catalogs(cfg))
+    found = given or cfg.DATASETS.get("CLASSES", []) or _from_catalogs(cfg)
+    names = [str(name) for name in found]  # a config may hold numbers
     if not names:
         return [f"class {number}" for number in range(count)]
     if len(names) != count:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import Metadata
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
+from pycocotools import mask
 from tqdm import tqdm
 
 from ..data.image_header import MAX_PIXELS
@@ -54,22 +56,14 @@ class _Coco:
         height, width = frame.image.shape[:2]
         image = {"id": image_id, "file_name": name, "width": width, "height": height}
         self.images.append(image if frame.number is None else {**image, "frame": frame.number})
-        for box, score, label in zip(
-            found.pred_boxes.tensor.tolist(),
-            found.scores.tolist(),
-            found.pred_classes.tolist(),
-            strict=True,
-        ):
-            x1, y1, x2, y2 = box
+        for detection in instances_to_coco_json(found, image_id):
             self.annotations.append(
                 {
+                    **detection,
                     "id": len(self.annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
+                    "category_id": detection["category_id"] + 1,
+                    "area": _area(detection),
                     "iscrowd": 0,
-                    "score": score,
                 }
             )
 
@@ -81,6 +75,14 @@ class _Coco:
             "categories": self.categories,
         }
         path.write_text(json.dumps(content))
+
+
+def _area(detection: Mapping[str, Any]) -> float:
+    """Of its mask where it has one, else of its box."""
+    if "segmentation" in detection:
+        return float(mask.area(detection["segmentation"]))
+    _, _, width, height = detection["bbox"]
+    return width * height
 
 
 class _Detector:
@@ -130,10 +132,13 @@ def detect_media(
         max_frames: of every video or webcam; None: all.
 
     Raises:
-        ValueError: an unknown name in `only`, or one of `media` would be overwritten.
+        ValueError: an unknown name in `only`, no frame wanted, or one of `media` would be
+            overwritten.
         OSError: the output cannot be written.
     """
     _keep_originals(media, output)
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"--max-frames: expected 1 or more, got {max_frames}.")
     if strange := sorted(set(only) - set(classes)):
         raise ValueError(f"--classes: {strange} are not among the model's {list(classes)}.")
     wanted = {i for i, name in enumerate(classes) if not only or name in only}
@@ -161,9 +166,10 @@ def _pictures(media: Sequence[Media], max_frames: int | None) -> int | None:
     total = 0
     for item in media:
         count = 1 if isinstance(item, ImageFile) else item.frames()
-        if count is None and max_frames is None:
+        limits = [number for number in (count, max_frames) if number is not None]
+        if not limits:
             return None
-        total += min(n for n in (count, max_frames or count) if n is not None)
+        total += min(limits)
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from ..data.mapper import read_image
+from .names import name_for_opencv
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
@@ -80,6 +82,8 @@ class VideoFile(NamedTuple):
 
     def frames(self) -> int | None:
         """How many it says it has; None where it does not, or cannot be opened."""
+        if isinstance(self.source, int):
+            return None
         try:
             with Video(self.source) as video:
                 return video.expected
@@ -92,10 +96,11 @@ Media = ImageFile | VideoFile
 
 
 def find_media(inputs: Iterable[str]) -> list[Media]:
-    """The images and videos among files and folders; folders are searched to all depths.
+    """The images and videos among files and folders.
 
     Args:
-        inputs: paths. A file is taken whatever its name: a video if the suffix says so.
+        inputs: paths. Folders are searched to all depths, through links too. A file is taken
+            whatever its name: a video if the suffix says so.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is neither image nor video.
@@ -106,7 +111,7 @@ def find_media(inputs: Iterable[str]) -> list[Media]:
     for path in map(Path, inputs):
         if not path.exists():
             raise FileNotFoundError(f"--input: {path} does not exist.")
-        files = sorted(p for p in path.rglob("*") if _is_media(p)) if path.is_dir() else [path]
+        files = sorted(filter(_is_media, _files_below(path))) if path.is_dir() else [path]
         for file in files:
             name = file.relative_to(path) if path.is_dir() else Path(file.name)
             found.append(_named(name, file, taken))
@@ -114,6 +119,17 @@ def find_media(inputs: Iterable[str]) -> list[Media]:
         known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
         raise FileNotFoundError(f"--input: no image or video in {', '.join(inputs)} ({known}).")
     return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All of them once: links may lead to the same folder, or in circles."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent, name) for name in files)
 
 
 def webcam(number: int) -> Media:
@@ -169,7 +185,8 @@ class Video:
 
     def __init__(self, source: Path | int) -> None:
         """Raises OSError where it cannot be opened."""
-        self.capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        name = source if isinstance(source, int) else name_for_opencv(source)
+        self.capture = cv2.VideoCapture(name)
         if not self.capture.isOpened():
             raise OSError("no such camera" if isinstance(source, int) else "not a readable video")
         rate = self.capture.get(cv2.CAP_PROP_FPS)

@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .names import name_for_opencv
+
 
 class VideoWriter:
     """An MP4 that takes the size of its first frame; to be used as a context."""
@@ -30,10 +32,11 @@ class VideoWriter:
             OSError: OpenCV cannot write the file.
         """
         if self.writer is None:
+            name = name_for_opencv(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             code = cv2.VideoWriter.fourcc(*"mp4v")
             size = (image.shape[1], image.shape[0])
-            self.writer = cv2.VideoWriter(str(self.path), code, self.frames_per_second, size)
+            self.writer = cv2.VideoWriter(name, code, self.frames_per_second, size)
             if not self.writer.isOpened():
                 raise OSError(f"{self.path} cannot be written as MP4 by this build of OpenCV")
         self.writer.write(image)

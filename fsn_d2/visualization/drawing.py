@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
 import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
+from matplotlib import rc_context
 
 
 def draw_ground_truth(image: np.ndarray, record: dict, metadata: Metadata) -> np.ndarray:
@@ -20,7 +25,9 @@ def draw_ground_truth(image: np.ndarray, record: dict, metadata: Metadata) -> np
     Returns:
         RGB, uint8 [H, W, 3], a copy.
     """
-    return Visualizer(image, metadata).draw_dataset_dict(record).get_image()
+    record = {**record, "annotations": _alike(record.get("annotations", []))}
+    with plain_text():
+        return Visualizer(image, metadata).draw_dataset_dict(record).get_image()
 
 
 def draw_detections(
@@ -38,4 +45,16 @@ def draw_detections(
         RGB, uint8 [H, W, 3], a copy.
     """
     shown = instances[instances.scores >= min_score].to(torch.device("cpu"))
-    return Visualizer(image, metadata).draw_instance_predictions(shown).get_image()
+    with plain_text():
+        return Visualizer(image, metadata).draw_instance_predictions(shown).get_image()
+
+
+def plain_text() -> AbstractContextManager[None]:
+    """A context in which matplotlib draws names as they are, and no "$" makes them formulas."""
+    return rc_context({"text.parse_math": False})
+
+
+def _alike(annotations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what only some of them have, for the visualizer takes all to be as the first."""
+    shared = set.intersection(*map(set, annotations)) if annotations else set()
+    return [{key: value for key, value in each.items() if key in shared} for each in annotations]

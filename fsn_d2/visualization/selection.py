@@ -122,7 +122,8 @@ def save_explanation(explanation: Explanation, path: str | Path) -> None:
     reading, pooler = explanation.reading, explanation.pooler
     figure = Figure(figsize=(15, 7.5), layout="constrained")
     axes = figure.subplots(2, 3)
-    figure.suptitle(f"{explanation.label}, score {explanation.score:.2f}")
+    title = f"{explanation.label}, score {explanation.score:.2f}"
+    figure.suptitle(title, parse_math=False)  # a class may have a "$" in its name
     index = dict(zip(_banks(pooler), reading.bank_index, strict=True))
     _show_maps(axes[0, 0], explanation, index.get("sub_region"))
     _show_ratio(axes[0, 1], explanation, index.get("ratio"))

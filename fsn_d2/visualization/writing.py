@@ -1,4 +1,4 @@
-"""Writing a picture, with an error where OpenCV's function would return False."""
+"""Writing a picture, under any name, with an error where OpenCV would return False or crash."""
 
 from __future__ import annotations
 
@@ -16,8 +16,18 @@ def write_image(path: str | Path, bgr: np.ndarray) -> None:
         bgr: uint8 [H, W, 3].
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or OpenCV does not know its format.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), bgr):
-        raise OSError(f"{path} cannot be written: is the disk full or the folder read-only?")
+    path = Path(path)
+    try:
+        encoded, data = cv2.imencode(path.suffix, bgr)
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        height, width = bgr.shape[:2]
+        raise OSError(
+            f"{path}: OpenCV cannot write {width} x {height} pixels as {path.suffix or 'no suffix'}"
+            ". Let the name end with .png."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.tobytes())  # OpenCV's own writing dies of a name that is not UTF-8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from pycocotools import mask
 from pycocotools.coco import COCO
 
 from fsn_d2.engine import load_config
@@ -102,6 +104,44 @@ def test_the_json_holds_boxes_scores_and_frames(folder: Path, tmp_path: Path) ->
         assert coco.cats[found["category_id"]]["name"] == "dog"
 
 
+def test_masks_and_keypoints_are_kept_too(folder: Path, tmp_path: Path) -> None:
+    def predict_all(image: np.ndarray) -> dict[str, Any]:
+        found = predict(image)["instances"]
+        found.pred_masks = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
+        found.pred_masks[:, 10:20, 20:40] = True
+        found.pred_keypoints = torch.full((2, 3, 3), 15.5)
+        return {"instances": found}
+
+    media = find_media([str(folder / "colour.jpg")])
+    detect_media(predict_all, media, tmp_path / "out", classes=CLASSES)
+    for found in COCO(str(tmp_path / "out" / "detections.json")).anns.values():
+        assert mask.decode(found["segmentation"]).sum() == found["area"] == 200
+        assert found["keypoints"] == [15.0, 15.0, 15.5] * 3  # of pixels' middles
+
+
+def test_folders_are_searched_through_links_and_circles_end(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (folder / "colour.jpg").rename(tmp_path / "far" / "linked.jpg")
+    (folder / "link").symlink_to(tmp_path / "far")
+    (folder / "deep" / "circle").symlink_to(folder)
+    names = [item.name for item in find_media([str(folder)])]
+    assert len(names) == len(set(names)) == 8 and "link/linked.jpg" in names
+
+
+def test_a_name_that_is_not_utf8_is_read_or_reported(folder: Path, tmp_path: Path) -> None:
+    """In OpenCV's functions it ends the process."""
+    try:
+        for name, source in ((b"caf\xe9.jpg", "colour.jpg"), (b"caf\xe9.avi", "film.avi")):
+            os.rename(folder / source, os.fsencode(folder) + b"/" + name)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    summary, coco = run([folder], tmp_path / "out")
+    assert summary.pictures == 5 and len(coco.imgs) == 5
+    assert (tmp_path / "out" / os.fsdecode(b"caf\xe9.jpg")).is_file()
+    reasons = {item.name: item.reason for item in summary.unreadable}
+    assert "not UTF-8" in reasons[os.fsdecode(b"caf\xe9.avi")]
+
+
 def test_classes_are_filtered_by_name(folder: Path, tmp_path: Path) -> None:
     _, coco = run([folder / "colour.jpg"], tmp_path / "out", only=["cat"])
     assert [found["category_id"] for found in coco.anns.values()] == [1]
@@ -112,6 +152,9 @@ def test_classes_are_filtered_by_name(folder: Path, tmp_path: Path) -> None:
 def test_frames_can_be_limited(folder: Path, tmp_path: Path) -> None:
     summary, _ = run([folder / "film.avi"], tmp_path / "out", max_frames=2)
     assert summary.pictures == 2 and not summary.unreadable
+    for none in (0, -3):
+        with pytest.raises(ValueError, match=f"--max-frames: expected 1 or more, got {none}"):
+            run([folder / "film.avi"], tmp_path / "out", max_frames=none)
 
 
 def test_a_video_cut_off_tells_how_much_is_missing(folder: Path, tmp_path: Path) -> None:
@@ -237,5 +280,9 @@ def test_class_names_come_from_the_config_the_catalogs_or_numbers() -> None:
     assert class_names(coco)[:2] == ["person", "bicycle"]
     cfg.DATASETS.CLASSES = []
     assert class_names(cfg) == ["class 0", "class 1", "class 2"]
+    cfg.DATASETS.CLASSES = [0, 10, 20]
+    assert class_names(cfg) == ["0", "10", "20"]
+    with pytest.raises(ValueError, match="4 class names"):
+        class_names(cfg, [1, 2, 3, 4])
     dense = load_config(str(CONFIGS / "fsaf_Lite0_BCCD.yaml"))
     assert class_names(dense) == ["RBC", "WBC", "Platelets"]

@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from fsn_d2.engine import setup
 from fsn_d2.visualization import draw_detections, draw_ground_truth, save_detection_sheet
+from fsn_d2.visualization.writing import write_image
 
 HEIGHT, WIDTH = 120, 160
 # Far from the lower right quarter, so that neither frame nor label reaches it.
@@ -60,6 +61,28 @@ def test_detections_below_the_score_are_not_drawn(gray: np.ndarray, metadata: Me
     assert drawn_around_the_box(changed(drawn, gray))
     left_out = draw_detections(gray, detections([0.49, 0.1]), metadata, min_score=0.5)
     assert not changed(left_out, gray).any()
+
+
+@pytest.mark.parametrize("name", ["$5 to $10", r"$\foo$", "$_$"])
+def test_a_name_is_no_formula(gray: np.ndarray, name: str) -> None:
+    shown = Metadata(name="dollars", thing_classes=[name])
+    drawn = draw_detections(gray, detections([0.5]), shown, min_score=0.5)
+    assert changed(drawn, gray).any()
+
+
+def test_what_only_some_annotations_have_is_not_drawn(gray: np.ndarray, metadata: Metadata) -> None:
+    box = {"bbox": BOX, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    mask = {**box, "segmentation": [[80, 70, 150, 70, 150, 110, 80, 110]]}
+    picture = draw_ground_truth(gray, {"annotations": [mask, box]}, metadata)
+    assert drawn_around_the_box(changed(picture, gray))
+    both = draw_ground_truth(gray, {"annotations": [mask, mask]}, metadata)
+    assert changed(both, gray)[90, 100]
+
+
+def test_an_unknown_format_is_an_error_of_the_file(gray: np.ndarray, tmp_path: Path) -> None:
+    for name in ("picture", "picture.abc"):
+        with pytest.raises(OSError, match=r"picture.*Let the name end with \.png"):
+            write_image(tmp_path / name, gray)
 
 
 def test_the_sheet_shows_ground_truth_beside_detections(
