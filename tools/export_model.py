@@ -46,11 +46,13 @@ def files_to_write(format: str, output: str | None) -> dict[str, Path]:
 def main() -> None:
     args = parse_args()
     paths = files_to_write(args.format, args.output)
+    card = next(iter(paths.values())).with_suffix(".md")
     with one_line_errors():
+        if card in paths.values():
+            raise ValueError(f"--output: {card} is where the model card goes, name the model .ts.")
         cfg = setup(args)
         shipment = export_files(cfg, paths, args.images)
-    card = next(iter(paths.values())).with_suffix(".md")
-    card.write_text(model_card(cfg, shipment, card.stem))
+    card.write_text(model_card(cfg, shipment, card.stem), encoding="utf-8")
     print(shipment.table())
     print(
         f"Compared on {shipment.files[0].difference.images} images. Written: "

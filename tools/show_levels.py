@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from fsn_d2.engine import one_line_errors, setup
+from fsn_d2.evaluation import first_test_set
 from fsn_d2.visualization import save_level_picture
 
 EXAMPLE = """example:
@@ -31,7 +32,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         cfg = setup(args)
-        counts = save_level_picture(cfg, cfg.DATASETS.TEST[0], args.image, args.output)
+        counts = save_level_picture(cfg, first_test_set(cfg), args.image, args.output)
     print(f"{args.output}: {counts['objects']} objects, size agrees for {counts['agree']}")
 
 

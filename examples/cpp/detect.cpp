@@ -24,8 +24,14 @@ at::Tensor read_ppm(const std::string& path) {
 
 // The strings of a flat JSON list.
 std::vector<std::string> strings_of(const std::string& json) {
-  const std::regex quoted("\"([^\"]*)\"");
-  return {std::sregex_token_iterator(json.begin(), json.end(), quoted, 1), {}};
+  const std::regex quoted(R"json("((?:[^"\\]|\\.)*)")json");
+  const std::regex escaped(R"(\\(.))");
+  std::vector<std::string> strings(
+      std::sregex_token_iterator(json.begin(), json.end(), quoted, 1), {});
+  for (auto& string : strings) {
+    string = std::regex_replace(string, escaped, "$1");
+  }
+  return strings;
 }
 
 void print_detections(const std::string& model_path, const std::string& image_path) {

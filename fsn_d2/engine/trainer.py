@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 import weakref
 from collections import OrderedDict
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +20,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpointer
-from ..checkpoint.writing import disk_is_full, remove_leftovers
+from ..checkpoint.writing import disk_is_full
 from ..data import TolerantMapper
 from ..evaluation import build_evaluator, evaluation_folder, evaluator_kind
+from .amp import require_device_of_amp
 from .interruption import StopSignal, obey_parent_alone
 from .loss_normalizers import set_loss_normalizers
 from .memory import PeakMemory
 from .nonfinite import BatchSkipped, NonFiniteLoss
+from .output_folder import begin_anew, remove_what_kills_left
 from .random_state import set_random_state
 from .saving import Checkpoint, CheckpointAfterEvaluation
 from .training_stream import TrainingStream, build_training_stream
@@ -113,23 +112,15 @@ class Trainer(DefaultTrainer):
         Raises:
             FileNotFoundError, ValueError: the file is missing, broken, or holds no training state.
         """
-        if comm.is_main_process():
-            for name in remove_leftovers(self.cfg.OUTPUT_DIR):
-                logger.info("Removed %s: it was being written when a training was killed.", name)
+        remove_what_kills_left(self.cfg.OUTPUT_DIR)
         rest = resume_or_load(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
         last = last_checkpoint(self.checkpointer)
         if resume and last:
             self.checkpointer.last_checkpoint = last
             self.start_iter = self.iter + 1
             self._resumed_from = rest
-        elif comm.is_main_process():
-            _set_aside(Path(self.cfg.OUTPUT_DIR, "metrics.json"))
-            if last:
-                logger.warning(
-                    "%s is of an earlier training: until this one has saved, --resume would go on "
-                    "with that one.",
-                    last,
-                )
+        else:
+            begin_anew(self.checkpointer)
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks, optimizer, gradient scaler; Detectron2 v0.6 has the first two alone."""
@@ -205,18 +196,6 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{task}_TTA", values) for task, values in results.items())
 
 
-def _set_aside(metrics: Path) -> None:
-    """Copies metrics.json to the first free metrics.N.json and empties it.
-
-    It is not renamed, for this training's writer has it open already, to append to.
-    """
-    if not metrics.is_file() or not metrics.stat().st_size:
-        return
-    names = (metrics.with_suffix(f".{number}.json") for number in count(1))
-    shutil.copyfile(metrics, next(path for path in names if not path.exists()))
-    os.truncate(metrics, 0)
-
-
 def check_evaluation(cfg: CfgNode) -> None:
     """Looks for settings with which the evaluation, after all of the training, would fail.
 
@@ -271,18 +250,10 @@ def build_trainer(cfg: CfgNode, *, resume: bool = False) -> Trainer:
             precision is asked for without a GPU.
     """
     check_evaluation(cfg)
-    _require_device_of_amp(cfg)
+    require_device_of_amp(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP.ENABLED")
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     return trainer
-
-
-def _require_device_of_amp(cfg: CfgNode) -> None:
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise ValueError(
-            "SOLVER.AMP.ENABLED needs a CUDA GPU, and the device is "
-            f"{cfg.MODEL.DEVICE!r}. Train in float32 with SOLVER.AMP.ENABLED False."
-        )
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:

@@ -13,6 +13,20 @@ from ..data.datasets import safe_name
 from .slices import average_precisions, fewest_objects
 
 
+def first_test_set(cfg: CfgNode) -> str:
+    """The first of DATASETS.TEST, for what looks at one set alone.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ValueError(
+            "DATASETS.TEST is empty, and a set is needed here: name one, as "
+            "DATASETS.TEST \"('coco://annotations.json:images',)\"."
+        )
+    return cfg.DATASETS.TEST[0]
+
+
 def evaluation_folder(cfg: CfgNode, dataset: str, kind: str = "inference") -> str:
     """Where an evaluation writes its detections: a folder each, where there are several sets.
 
@@ -67,4 +81,5 @@ __all__ = [
     "evaluation_folder",
     "evaluator_kind",
     "fewest_objects",
+    "first_test_set",
 ]

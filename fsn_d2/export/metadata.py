@@ -12,6 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from ..data.wording import printable
+
 PACKAGES = ("fsn_d2", "torch", "torchvision", "detectron2", "onnx", "onnxruntime")
 
 
@@ -29,7 +31,7 @@ def metadata(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
     """
     return {
         "config.yaml": cfg.dump(),
-        "classes.json": json.dumps(class_names(cfg)),
+        "classes.json": json.dumps(list(map(printable, class_names(cfg))), ensure_ascii=False),
         "versions.json": json.dumps(versions()),
         "weights.sha256": weights_sha256(model),
     }
@@ -40,7 +42,7 @@ def class_names(cfg: CfgNode) -> list[str]:
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if names := MetadataCatalog.get(name).get("thing_classes"):
             return list(names)
-    return list(cfg.DATASETS.CLASSES)
+    return list(map(str, cfg.DATASETS.CLASSES))
 
 
 def versions() -> dict[str, str]:

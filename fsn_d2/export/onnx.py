@@ -44,7 +44,7 @@ def export_onnx(cfg: CfgNode, model: nn.Module, image: Tensor, path: str | Path)
         ImportError: onnx or onnxruntime is missing.
         ValueError: the architecture cannot be exported, or holds an operator that ONNX lacks.
     """
-    onnx = _require("onnx")
+    onnx, _ = _require("onnx"), _require("onnxruntime")  # both before the work
     _trace(model, image, str(path))
     proto = onnx.load_model(str(path))
     onnx.helper.set_model_props(proto, metadata(cfg, model))

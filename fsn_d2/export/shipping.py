@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..data import TolerantMapper
 from ..engine import load_weights
+from ..evaluation import first_test_set
 from .comparison import ExportDifference, compare_export
 from .metadata import metadata
 from .onnx import export_onnx
@@ -119,7 +120,8 @@ def export_files(cfg: CfgNode, paths: dict[str, Path], num_images: int = 20) -> 
 
     Raises:
         FileNotFoundError: no weights, or no images.
-        ImportError, ValueError: as the formats' export functions.
+        ImportError, ValueError: as the formats' export functions; or no test set, or no image of
+            it asked for.
     """
     model, images = _model_and_images(cfg, num_images)
     for path in paths.values():
@@ -159,13 +161,15 @@ def export_and_compare(cfg: CfgNode, path: str | Path, num_images: int = 20) -> 
 
 
 def _model_and_images(cfg: CfgNode, count: int) -> tuple[nn.Module, list[Tensor]]:
+    dataset = first_test_set(cfg)
+    if count < 1:
+        raise ValueError(f"--images: expected 1 or more to trace and compare on, got {count}.")
     model = build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS)
     mapper = TolerantMapper(cfg, is_train=False)
-    samples = (mapper(record) for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:count])
-    images = [sample["image"].float() for sample in samples if sample is not None]
+    images = [mapper(record)["image"].float() for record in DatasetCatalog.get(dataset)[:count]]
     if not images:
-        raise FileNotFoundError(f"DATASETS.TEST: {cfg.DATASETS.TEST[0]!r} holds no images to trace")
+        raise FileNotFoundError(f"DATASETS.TEST: {dataset!r} holds no images to trace")
     return model.eval(), images
 
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 def detect(model: Any, inputs: list[dict[str, Tensor]]) -> list[dict[str, Instances]]:
     """What is exported: the detections in one image, in its own pixels, without rescaling."""
-    return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
+    found = model.inference(inputs, do_postprocess=False)[0]
+    found.pred_boxes.clip(found.image_size)  # which dense detectors leave to their postprocessing
+    return [{"instances": found}]
 
 
 def traceable(model: nn.Module, image: Tensor) -> TracingAdapter:

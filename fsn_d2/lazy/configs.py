@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.config import LazyConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ..engine.setup import load_config
 from .models import lazy_model
@@ -54,7 +56,8 @@ def load_lazy_config(path: str, overrides: list[str]) -> DictConfig:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it lacks one of the names, or an override is malformed.
+        ValueError: it lacks one of the names, or an override is malformed or names a key below
+            `train` that is not there.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config-file: {path} does not exist.")
@@ -63,4 +66,22 @@ def load_lazy_config(path: str, overrides: list[str]) -> DictConfig:
         raise ValueError(f"{path} lacks {missing}; configs/lazy has files to start from.")
     if wrong := [word for word in overrides if "=" not in word]:
         raise ValueError(f"overrides are given as key=value, got {wrong}")
-    return LazyConfig.apply_overrides(cfg, overrides)
+    for word in overrides:
+        _require_setting(cfg, word.partition("=")[0])
+    try:
+        return LazyConfig.apply_overrides(cfg, overrides)
+    except (HydraException, OmegaConfBaseException, KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"{overrides}: {error}. Quote a value that has any of ?=()[]{{}}: in it, as "
+            "key='\"value\"'."
+        ) from error
+
+
+def _require_setting(cfg: DictConfig, key: str) -> None:
+    """Calls below the other names take arguments that the file need not name; settings do not."""
+    section, _, name = key.rpartition(".")
+    if section.split(".")[0] != "train":
+        return
+    found = OmegaConf.select(cfg, section)
+    if not OmegaConf.is_config(found) or name not in found:
+        raise ValueError(f"{key} is no setting of the file. To add it, write +{key}=value.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import reduce
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode, get_cfg, instantiate
@@ -15,6 +16,8 @@ from torch import nn
 from ..checkpoint import Checkpointer
 from ..config import add_fsn_config
 from ..data import register_datasets, register_digits
+from ..engine.amp import require_device_of_amp
+from ..engine.output_folder import begin_anew, remove_what_kills_left
 from ..engine.weights import load_weights, resume_or_load
 
 
@@ -22,23 +25,50 @@ def register_data(cfg: DictConfig, *, eval_only: bool) -> None:
     """Registers the data sets that the loaders name, and checks them.
 
     Raises:
-        FileNotFoundError, ValueError: as `register_datasets`.
+        FileNotFoundError, ValueError: as `register_datasets`, in the words of a LazyConfig; or
+            several test sets.
     """
     register_digits()
-    register_datasets(_names(cfg), eval_only=eval_only)
+    try:
+        register_datasets(_as_yaml(cfg), eval_only=eval_only)
+    except ValueError as error:
+        raise ValueError(_in_lazy_words(str(error))) from error
 
 
-def _names(cfg: DictConfig) -> CfgNode:
-    """A YAML config that says no more than the names of the data sets."""
-    names = get_cfg()
-    add_fsn_config(names)
+LAZY_NAMES = {
+    "DATASETS.CLASSES": "train.classes",
+    "DATASETS.TRAIN": "dataloader.train.dataset.names",
+    "DATASETS.TEST": "dataloader.test.dataset.names",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
+    "MODEL.RETINANET.NUM_CLASSES": "model.num_classes",
+}
+
+
+def _in_lazy_words(message: str) -> str:
+    return reduce(lambda text, names: text.replace(*names), LAZY_NAMES.items(), message)
+
+
+def _as_yaml(cfg: DictConfig) -> CfgNode:
+    """A YAML config that says no more than what data and model are to agree on."""
+    as_yaml = get_cfg()
+    add_fsn_config(as_yaml)
     train, test = (cfg.dataloader[part].dataset.names for part in ("train", "test"))
-    names.DATASETS.TRAIN = (train,) if isinstance(train, str) else tuple(train)
-    names.DATASETS.TEST = (test,) if isinstance(test, str) else tuple(test)
-    names.DATASETS.CLASSES = list(cfg.train.get("classes", []))
-    names.OUTPUT_DIR = cfg.train.output_dir
-    names.MODEL.META_ARCHITECTURE = "none"  # whose number of classes would be checked
-    return names
+    if not isinstance(test, str):
+        raise ValueError(
+            f"dataloader.test.dataset.names: expected the name of one data set, got {test}."
+        )
+    as_yaml.DATASETS.TRAIN = (train,) if isinstance(train, str) else tuple(train)
+    as_yaml.DATASETS.TEST = (test,)
+    as_yaml.DATASETS.CLASSES = list(cfg.train.get("classes", []))
+    as_yaml.OUTPUT_DIR = cfg.train.output_dir
+    as_yaml.MODEL.META_ARCHITECTURE = "none"  # whose number of classes is not known
+    if "num_classes" in cfg.model.get("roi_heads", {}):
+        as_yaml.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+        as_yaml.MODEL.ROI_HEADS.NUM_CLASSES = cfg.model.roi_heads.num_classes
+    elif "num_classes" in cfg.model:
+        as_yaml.MODEL.META_ARCHITECTURE = "RetinaNet"
+        as_yaml.MODEL.RETINANET.NUM_CLASSES = cfg.model.num_classes
+    return as_yaml
 
 
 class PreparedTraining(NamedTuple):
@@ -73,8 +103,8 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> OrderedDict:
         cfg: as from `load_lazy_config`.
         model: such as that of `build_trained_model`.
     """
-    evaluator = instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    loader = instantiate(cfg.dataloader.test)  # first: the digits are written when they are loaded
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -84,8 +114,10 @@ def prepare_training(cfg: DictConfig, *, resume: bool = False) -> PreparedTraini
     """Builds model, data, optimizer and hooks; loads weights or, with `resume`, a checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: as `build_trained_model`.
+        FileNotFoundError, ValueError: as `build_trained_model`, or mixed precision is asked for
+            without a GPU.
     """
+    require_device_of_amp(cfg.train.amp.enabled, cfg.train.device, "train.amp.enabled")
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -117,7 +149,10 @@ def prepare_training(cfg: DictConfig, *, resume: bool = False) -> PreparedTraini
             else None,
         ]
     )
+    remove_what_kills_left(cfg.train.output_dir)
     resume_or_load(checkpointer, cfg.train.init_checkpoint, resume=resume)
+    if not (resume and checkpointer.has_checkpoint()):
+        begin_anew(checkpointer)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     return PreparedTraining(trainer, start, results)
 

@@ -15,13 +15,13 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
-from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, OmegaConf
 
 from ..data import TolerantMapper
+from ..evaluation import build_evaluator, first_test_set
 from .shared import require_values
 
 
@@ -29,7 +29,8 @@ def lazy_data(cfg: CfgNode) -> DictConfig:
     """Loaders of DATASETS.TRAIN and of the first of DATASETS.TEST, and its evaluator.
 
     Raises:
-        ValueError: the config asks for another sampler, or to allow images from outside.
+        ValueError: the config names no test set, or asks for another sampler, or to allow images
+            from outside.
     """
     require_values(
         cfg, {"DATALOADER.SAMPLER_TRAIN": "TrainingSampler", "DATASETS.ALLOW_OUTSIDE": False}
@@ -68,12 +69,14 @@ def lazy_data(cfg: CfgNode) -> DictConfig:
             ),
             "test": L(build_detection_test_loader)(
                 dataset=L(get_detection_dataset_dicts)(
-                    names=cfg.DATASETS.TEST[0], filter_empty=False
+                    names=first_test_set(cfg), filter_empty=False
                 ),
                 mapper=_mapper(cfg, [for_test], train=False),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             ),
-            "evaluator": L(COCOEvaluator)(dataset_name="${..test.dataset.names}"),
+            "evaluator": L(build_evaluator)(
+                dataset="${..test.dataset.names}", output_dir="${train.output_dir}/inference"
+            ),
         },
         flags={"allow_objects": True},
     )
@@ -159,6 +162,7 @@ def lazy_run(cfg: CfgNode) -> dict[str, Any]:
             "DETERMINISTIC": False,
             "WATCH.PATIENCE": 0,
             "TEST.AUG.ENABLED": False,
+            "TEST.EXPECTED_RESULTS": [],
             "TEST.PRECISE_BN.ENABLED": False,
         },
     )

@@ -166,6 +166,8 @@ def _common_parts(cfg: CfgNode, channels: int | str) -> dict[str, Any]:
     """What both heads have: sampling, the layers behind the pooler, the predictor."""
     require_values(cfg, {"MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead"})
     heads, box_head = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+    if box_head.NUM_FC < 1:  # the predictor's width would be that of the layers before
+        raise ValueError("MODEL.ROI_BOX_HEAD.NUM_FC 0 has no LazyConfig version here; 1 has.")
     resolution = box_head.POOLER_RESOLUTION
     return {
         "num_classes": heads.NUM_CLASSES,

@@ -31,8 +31,8 @@ def class_names(cfg: CfgNode, given: Sequence[str] | None = None) -> list[str]:
         return [f"class {number}" for number in range(count)]
     if len(names) != count:
         raise ValueError(
-            f"{len(names)} class names ({', '.join(names)}) for a model of {count} classes. Give "
-            "--class-names, or set DATASETS.CLASSES, in the order of the training."
+            f"{len(names)} class names ({', '.join(names)}) for a model of {count} classes. Set "
+            "DATASETS.CLASSES (for tools/demo.py --class-names will do) in the order of training."
         )
     return names
 

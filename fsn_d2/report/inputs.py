@@ -166,7 +166,10 @@ def read_detections(path: Path, truth: COCO) -> list[Entry]:
         ValueError: not json, not a list, or an entry that is no detection on this set.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"--detections: {path} does not exist; {_EVALUATE}.")
+        raise FileNotFoundError(
+            f"--detections: {path} does not exist; {_EVALUATE}. Detectron2's own VOC sets have "
+            "none: give yours as voc://."
+        )
     try:
         entries = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

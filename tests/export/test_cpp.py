@@ -80,7 +80,7 @@ def test_it_prints_what_python_finds(
         "fsn_R50.yaml",
         DATASETS__TRAIN=(),
         DATASETS__TEST=(),
-        DATASETS__CLASSES=["platelet", "red-cell", "white"],
+        DATASETS__CLASSES=["platelet", 'red"cell\\', "weiß"],
     )
     assert cfg.INPUT.FORMAT == "BGR"
     rng = torch.Generator().manual_seed(0)

@@ -49,6 +49,18 @@ def test_equals_the_eager_model_for_images_of_other_sizes(
     check_equal(export_torchscript, cfg, model, tmp_path / "model.ts")
 
 
+def test_boxes_end_at_the_border(build: Callable, tmp_path: Path) -> None:
+    cfg, model = build("fsaf_R50.yaml", MODEL__RETINANET__SCORE_THRESH_TEST=0.0)
+    exported = export_torchscript(cfg, model, image_of(*TRACED), tmp_path / "model.ts")
+    height, width = OTHERS[3]
+    image = image_of(height, width)
+    found = model.inference([{"image": image}], do_postprocess=False)[0]
+    assert (found.pred_boxes.tensor < 0).any()
+    boxes = exported(image)[0]
+    assert len(boxes) == len(found) and (boxes >= 0).all()
+    assert (boxes <= torch.tensor([width, height, width, height])).all()
+
+
 def test_traced_on_a_small_image_it_still_limits_its_candidates(
     build: Callable, tmp_path: Path
 ) -> None:

@@ -229,6 +229,8 @@ def test_images_are_augmented_as_by_the_yaml(opts: list[str]) -> None:
         ("DETERMINISTIC", "True"),
         ("WATCH.PATIENCE", "5"),
         ("TEST.AUG.ENABLED", "True"),
+        ("TEST.EXPECTED_RESULTS", "[[bbox, AP, 40.0, 1.0]]"),
+        ("MODEL.ROI_BOX_HEAD.NUM_FC", "0"),
         ("TEST.PRECISE_BN.ENABLED", "True"),
     ],
 )
@@ -257,6 +259,29 @@ def test_what_has_no_lazy_version_is_refused() -> None:
         load_lazy_config("none.py", [])
     with pytest.raises(ValueError, match="key=value"):
         load_lazy_config(str(CONFIGS / "lazy" / "fsn_Lite0_digits.py"), ["MODEL.WEIGHTS"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_itr=100", r"train\.max_itr is no setting.*\+train\.max_itr=value"),
+        ("train.ddp.find_unused=True", r"train\.ddp\.find_unused is no setting"),
+        ("train.init_checkpoint=w.pth?matching_heuristics=True", "Quote a value"),
+        ("train.max_iter.more=1", "no setting"),
+        ("~train.max_iter=1", "deletion"),
+        ("model.pixel_mean.x.y=1", "pixel_mean"),
+    ],
+)
+def test_an_override_that_goes_astray_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_lazy_config(str(CONFIGS / "lazy" / "fsn_Lite0_digits.py"), [override])
+
+
+def test_a_setting_can_be_added_and_a_value_quoted() -> None:
+    path = str(CONFIGS / "lazy" / "fsn_Lite0_digits.py")
+    heuristics = "w.pth?matching_heuristics=True"
+    cfg = load_lazy_config(path, ["+train.mine=3", f'train.init_checkpoint="{heuristics}"'])
+    assert cfg.train.mine == 3 and cfg.train.init_checkpoint == heuristics
 
 
 def test_a_file_that_lacks_parts_is_refused(tmp_path: Path) -> None:

@@ -7,14 +7,31 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+)
+from omegaconf import OmegaConf
+
+from fsn_d2.lazy import evaluate, lazy_config, load_lazy_config
+from fsn_d2.lazy.loop import prepare_training, register_data
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_two_processes_train_on_the_cpu(coco_spec: Callable[..., str], tmp_path: Path) -> None:
     spec, output = coco_spec(10), tmp_path / "output"
+    output.mkdir()
+    (output / "model_0000001.pth.partial").write_text("of a training that was killed")
+    (output / "metrics.json").write_text('{"iteration": 7}\n')
     overrides = {
         "dataloader.train.dataset.names": f'"{spec}"',
         "dataloader.test.dataset.names": f'"{spec}"',
@@ -37,3 +54,76 @@ def test_two_processes_train_on_the_cpu(coco_spec: Callable[..., str], tmp_path:
     assert done.returncode == 0, done.stderr[-2000:]
     checkpoint = torch.load(output / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 1 and checkpoint["trainer"]["optimizer"]["state"]
+    assert not list(output.glob("*.partial"))
+    assert "7" in (output / "metrics.1.json").read_text()
+    assert '"iteration": 7' not in (output / "metrics.json").read_text()
+    assert (output / "inference" / "coco_instances_results.json").is_file()
+
+
+def digits(*overrides: str) -> Any:
+    return load_lazy_config(str(ROOT / "configs" / "lazy" / "fsn_Lite0_digits.py"), [*overrides])
+
+
+def of_set(spec: str) -> list[str]:
+    return [f'dataloader.{part}.dataset.names="{spec}"' for part in ("train", "test")]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("fsn_R50_VOC", PascalVOCDetectionEvaluator), ("fsn_R50", COCOEvaluator)]
+)
+def test_a_set_has_its_own_evaluator(
+    name: str, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(COCOEvaluator, "__init__", lambda *args, **kwargs: None)  # without COCO
+    parts = lazy_config(ROOT / "configs" / f"{name}.yaml")
+    cfg = OmegaConf.create(
+        {"dataloader": parts.dataloader, "train": parts.train}, flags={"allow_objects": True}
+    )
+    cfg.train.output_dir = str(tmp_path)
+    assert cfg.dataloader.evaluator.output_dir == f"{tmp_path}/inference"
+    assert isinstance(instantiate(cfg.dataloader.evaluator), kind)
+
+
+def test_the_number_of_classes_is_compared_with_the_data(
+    coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    data = [*of_set(coco_spec(3)), f'train.output_dir="{tmp_path}/out"']
+    with pytest.raises(ValueError, match=r"Set model\.roi_heads\.num_classes 3\."):
+        register_data(digits(*data), eval_only=False)
+    register_data(digits(*data, "model.roi_heads.num_classes=3"), eval_only=False)
+    dense = str(ROOT / "configs" / "lazy" / "fsaf_R50.py")
+    with pytest.raises(ValueError, match=r"model\.num_classes is 80"):
+        register_data(load_lazy_config(dense, data), eval_only=False)
+    with pytest.raises(ValueError, match=r"train\.classes"):
+        register_data(digits(*data, "train.classes=[a,b]"), eval_only=False)
+    with pytest.raises(ValueError, match="expected the name of one data set"):
+        register_data(digits("dataloader.test.dataset.names=[a,b]"), eval_only=False)
+
+
+def test_a_config_without_a_test_set_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "untested.yaml"
+    path.write_text(f"_BASE_: {ROOT}/configs/fsn_R50.yaml\nDATASETS: {{TEST: []}}\n")
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
+        lazy_config(path)
+
+
+def test_mixed_precision_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match=r"train\.amp\.enabled needs a CUDA GPU"):
+        prepare_training(digits("train.amp.enabled=True", "train.device=cpu"))
+
+
+def test_data_are_loaded_before_an_evaluator_reads_about_them() -> None:
+    """Those of the digits are written when they are loaded."""
+    order: list[str] = []
+
+    def load() -> list:
+        order.append("data")
+        return []
+
+    def build() -> DatasetEvaluator:
+        order.append("evaluator")
+        return DatasetEvaluators([])
+
+    tree = {"dataloader": {"test": L(load)(), "evaluator": L(build)()}}
+    evaluate(OmegaConf.create(tree, flags={"allow_objects": True}), torch.nn.Identity())
+    assert order == ["data", "evaluator"]

@@ -50,6 +50,32 @@ def test_the_exported_file_is_written_and_compared(
     assert exported(torch.rand(3, 70, 90) * 255)[0].shape[1] == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "opts", "message"),
+    [
+        (["--output", "model.md"], [], "model.md is where the model card goes"),
+        (["--images", "0"], [], "--images: expected 1 or more.*got 0"),
+        (
+            [],
+            ["DATASETS.TEST", "()", "DATASETS.CLASSES", "['a','b','c']"],
+            "DATASETS.TEST is empty",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_said_in_a_line(
+    options: list[str],
+    opts: list[str],
+    message: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ["--output", str(tmp_path / "model.ts"), *options]
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        run_tool("export_model.py", [*options, *arguments, *opts], monkeypatch)
+    assert not (tmp_path / "model.ts").exists()
+
+
 def test_both_formats_stand_side_by_side_with_a_card(
     arguments: list[str],
     tmp_path: Path,
