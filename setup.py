@@ -70,7 +70,10 @@ def wants_cuda() -> bool:
         if nvcc is None:
             sys.exit("error: FORCE_CUDA=1 needs nvcc: install the CUDA toolkit and set CUDA_HOME")
         return True
-    if not torch.cuda.is_available() or nvcc is None:
+    if not torch.cuda.is_available():
+        return False
+    if nvcc is None:
+        print("building for the CPU alone: a GPU is there, but no nvcc; set CUDA_HOME to a toolkit")
         return False
     # PyTorch's build refuses a toolkit of another major version than its own.
     if nvcc.split(".")[0] != str(torch.version.cuda).split(".")[0]:

@@ -60,10 +60,11 @@ _problems = _load()
 @functools.cache
 def _warn_once(device_type: str) -> None:
     reason = _problems.get(device_type) or f"it lacks a kernel for {device_type}"
+    forced = "FORCE_CUDA=1 " if device_type == "cuda" else ""  # which says what is missing
     warnings.warn(
         f"fsn_d2: the compiled extension is not used, {reason}: pooling runs in plain PyTorch on "
         f"'{device_type}', with equal results but slower. To build it: "
-        "pip install --no-build-isolation --no-deps -e .",
+        f"{forced}pip install --no-build-isolation --no-deps -e . (in a clone)",
         stacklevel=2,
     )
 
@@ -153,6 +154,7 @@ def fake_backward(
 def reads_planes(bank: Tensor) -> bool:
     """Whether the gradient of `bank` comes back contiguous rather than as cells.
 
-    It has the layout of the input, so that a convolution need not convert it.
+    It has the layout of the input, so that a convolution need not convert it; of the first one,
+    where inputs differ.
     """
     return bank.shape[2] > 1 and bank.stride(2) != 1

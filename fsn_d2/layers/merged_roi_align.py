@@ -60,7 +60,8 @@ def merged_roi_align(
 
     Raises:
         RuntimeError: as `selective_roi_align`, and for levels out of range, sources that do not fit
-            together, or an unknown merge. The message names the argument.
+            together, or an unknown merge. The message names the argument. On CUDA levels out of
+            range give NaN and no gradient instead, as what is out of range there.
     """
     origins: list[int] = []
     if any(source.origins for source in sources):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 MAX_SAMPLING_RATIO = 1024
 _OP = "selective_roi_align"
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_MAX_GRID = 2**24  # as in csrc/roi_geometry.h
+_MAX_GRID = 2**24  # as in csrc/cpu/roi_geometry.h
 _MAX_ROWS_AT_ONCE = 2**21  # entries of bags made at once: bounds the memory for huge RoIs
 _MAX_VALUES_AT_ONCE = 2**26  # the same for the gradients of these entries, C values each
 
@@ -84,8 +84,8 @@ def check_values(
         problem = "input, rois and bank_index must be on the same device"
     elif not 0 < spatial_scale < float("inf"):
         problem = f"spatial_scale must be positive and finite, got {spatial_scale}"
-    elif not bool(torch.isfinite(rois[:, 1:]).all()):
-        problem = "rois must be finite"
+    elif not bool(torch.isfinite(rois[:, 1:].to(computed_in(input.dtype))).all()):
+        problem = f"rois must be finite in {computed_in(input.dtype)}, in which they are read"
     elif not bool(((rois[:, 0] >= 0) & (rois[:, 0] < images)).all()):
         problem = f"rois[:, 0], the batch index, must lie in [0, {images})"
     elif not bool(((bank_index >= 0) & (bank_index < maps)).all()):

@@ -59,7 +59,8 @@ def selective_roi_pool(
     Raises:
         RuntimeError: an argument does not fit: a shape, dtype or device, a batch index, level or
             bank index out of range, a RoI that is not finite, an unknown mode. The message names
-            it.
+            it. On CUDA, where looking at values would wait for the device, those out of range or
+            not finite give NaN and no gradient instead.
     """
     return torch.ops.fsn_d2.selective_roi_pool(
         own_list([input] if isinstance(input, Tensor) else input, rois),

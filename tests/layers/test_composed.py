@@ -134,3 +134,15 @@ def test_nothing_of_this_project_remains_in_a_trace(comparison: Any) -> None:
     with StockOps():
         stock = traced()
     assert "fsn_d2::" not in stock and "torchvision::roi_align" in stock
+
+
+def test_a_bin_off_the_map_is_empty_beside_infinite_cells() -> None:
+    bank = torch.randn(1, 4, 1, 5, 6)
+    bank[..., 0, :] = bank[..., 0] = torch.inf
+    index = torch.arange(4).reshape(1, 2, 2)
+    arguments = (torch.tensor([[0.0, -9, -9, 3, 3]]), index, (2, 2), 1.0, "max")
+    with StockOps():
+        composed = selective_roi_pool(bank, *arguments)
+    expected = selective_roi_pool(bank, *arguments)
+    assert expected.flatten().tolist() == [0, 0, 0, torch.inf]
+    assert composed.equal(expected)

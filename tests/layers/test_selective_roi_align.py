@@ -305,6 +305,15 @@ def test_huge_coordinates_end_and_stay_finite(pool: Callable, ratio: int, far: f
     assert (pooled[-2:] == 0).all()
 
 
+@both_implementations
+def test_a_roi_that_float32_cannot_hold_is_refused_beside_a_float32_bank(pool: Callable) -> None:
+    rois = torch.tensor([[0, 1, 1, 1e300, 4]], dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="must be finite"):
+        pool(torch.ones(1, 1, 1, 5, 6), rois, torch.tensor([0]), [2, 2], 1.0, 2)
+    pooled = pool(torch.ones(1, 1, 1, 5, 6).double(), rois, torch.tensor([0]), [2, 2], 1.0, 2)
+    assert pooled.isfinite().all()
+
+
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
 @pytest.mark.parametrize("ratio", [0, 2])
 @both_implementations
