@@ -33,9 +33,10 @@ def selective_roi_align(
             channels becomes one with `unflatten(1, (B, C))`: the order is bank-major, channel
             b * C + c. Strides are free; a channels_last convolution's output is read in place.
         rois: Tensor[K, 5] of (batch index, x1, y1, x2, y2) in continuous image coordinates,
-            pixels: the centre of the first pixel is (0.5, 0.5). Any values finite in float32; samples more
-            than one cell outside the map add nothing. An RoI of zero extent gives the value at its
-            point, or 0 with `sampling_ratio` 0, which then takes no sample.
+            pixels: the centre of the first pixel is (0.5, 0.5). Any values that are finite
+            in float32; samples more than one cell outside the map add nothing. An RoI of zero
+            extent gives the value at its point, or 0 with `sampling_ratio` 0, which then takes no
+            sample.
         bank_index: integer Tensor broadcastable to [K, PH, PW], values in [0, B).
         output_size: bins (PH, PW), or one number for both.
         spatial_scale: cells per image pixel, 1 / stride.
