@@ -228,9 +228,8 @@ def _maxima(
     last = [(first, stop - 1) for first, stop in (rows, columns)]
     pooled = roi_pool(_images(bank), _bins(bank, rois, index, *last), (1, 1), 1.0)
     has_cells = (rows[1] > rows[0])[:, None, :, None] & (columns[1] > columns[0])[:, None, None, :]
-    return _from_bins(pooled, output_size).masked_fill(
-        ~has_cells, 0
-    )  # what it read may be infinite
+    # The cell that an empty bin was given to read may be infinite.
+    return _from_bins(pooled, output_size).masked_fill(~has_cells, 0)
 
 
 def _means(
