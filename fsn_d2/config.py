@@ -15,7 +15,9 @@ def add_fsn_config(cfg: CfgNode) -> None:
 
     To be called right after `get_cfg()` and before a file is merged. MODEL.ROI_HEADS.NAME chooses
     the heads that read MODEL.FSN: FSNROIHeads, FSNCascadeROIHeads or FSNRes5ROIHeads. The fully
-    connected layers behind the pooler are Detectron2's keys (MODEL.ROI_BOX_HEAD.NUM_FC, FC_DIM).
+    connected layers behind the pooler are Detectron2's keys (MODEL.ROI_BOX_HEAD.NUM_FC, FC_DIM);
+    behind FSNRes5ROIHeads' there is res5 instead. ROI_BOX_HEAD.POOLER_TYPE is of the RoI feature:
+    the older ROIAlign reads it half a cell off the banks, which are read as by ROIAlignV2.
 
     Args:
         cfg: from `get_cfg()`; is changed in place.

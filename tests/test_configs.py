@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 
 from fsn_d2 import add_fsn_config
@@ -57,11 +58,39 @@ def test_it_trains_and_every_parameter_has_a_gradient(
     assert not [n for n, p in trainable if p.grad is None]
 
 
-def merged(name: str) -> dict[str, object]:
+def merged(name: str | Path) -> dict[str, object]:
     cfg = get_cfg()
     add_fsn_config(cfg)
     cfg.merge_from_file(str(CONFIGS / name))
     return dict(flat(cfg))
+
+
+LONGER = {"SOLVER.MAX_ITER", "SOLVER.STEPS"}
+UNREAD_IN_DC5 = {"MODEL.FPN.IN_FEATURES"}
+UNREAD_IN_C4 = {*UNREAD_IN_DC5, "MODEL.ROI_BOX_HEAD.NAME", "MODEL.ROI_BOX_HEAD.NUM_FC"}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "apart"),
+    [
+        ("faster_rcnn_R50", "COCO-Detection/faster_rcnn_R_50_FPN_1x", set()),
+        ("faster_rcnn_R101", "COCO-Detection/faster_rcnn_R_101_FPN_3x", LONGER),
+        ("faster_rcnn_R50_C4", "COCO-Detection/faster_rcnn_R_50_C4_1x", UNREAD_IN_C4),
+        (
+            "faster_rcnn_R50_DC5",
+            "COCO-Detection/faster_rcnn_R_50_DC5_1x",
+            {"MODEL.FPN.IN_FEATURES"},
+        ),
+        ("faster_rcnn_R50_VOC", "PascalVOC-Detection/faster_rcnn_R_50_FPN", set()),
+        ("mask_rcnn_R50", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", set()),
+        ("cascade_rcnn_R50", "Misc/cascade_mask_rcnn_R_50_FPN_1x", {"MODEL.MASK_ON"}),
+    ],
+)
+def test_a_counterpart_is_that_of_detectron2s_model_zoo(
+    name: str, theirs: str, apart: set[str]
+) -> None:
+    ours, zoo = merged(f"{name}.yaml"), merged(model_zoo.get_config_file(f"{theirs}.yaml"))
+    assert {key for key in ours if ours[key] != zoo[key]} == apart
 
 
 def flat(node: CfgNode, prefix: str = ""):

@@ -34,13 +34,11 @@ def loss_per_roi(
         wanted = predictor.box2box_transform.get_deltas(
             proposals.proposal_boxes.tensor[foreground], proposals.gt_boxes.tensor[foreground]
         )
-        box_loss = _smooth_l1(predicted, wanted, predictor.smooth_l1_beta).sum(dim=1)
+        box_loss = F.smooth_l1_loss(
+            predicted, wanted, beta=predictor.smooth_l1_beta, reduction="none"
+        ).sum(dim=1)
         loss[foreground] += box_loss * predictor.loss_weight.get("loss_box_reg", 1.0)
     return loss
-
-
-def _smooth_l1(predicted: Tensor, wanted: Tensor, beta: float) -> Tensor:
-    return F.smooth_l1_loss(predicted, wanted, beta=beta, reduction="none")
 
 
 def hardest(

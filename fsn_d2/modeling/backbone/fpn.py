@@ -17,14 +17,15 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone, *, retinanet: bool = False) -> 
             Detectron2's RetinaNet.
 
     Raises:
-        ValueError: ``MODEL.FPN.IN_FEATURES`` is empty or names a map the backbone lacks.
+        ValueError: ``MODEL.FPN.IN_FEATURES`` is empty, names a map the backbone lacks, or does not
+            end in res5, from which the levels above are made.
     """
     in_features = cfg.MODEL.FPN.IN_FEATURES
     known = list(bottom_up.output_shape())
-    if not in_features or not set(in_features) <= set(known):
+    if not set(in_features) <= set(known) or list(in_features)[-1:] != ["res5"]:
         raise ValueError(
             f"MODEL.FPN.IN_FEATURES is {list(in_features)}; expected contiguous names of {known}, "
-            "from high to low resolution."
+            "from high resolution to res5, which the levels above are made from."
         )
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     top_block = LastLevelMaxPool()

@@ -67,11 +67,13 @@ class FSAF(RetinaNet):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         losses = {}
+        # The branch first: its processes count their objects together, and the anchors' loss may
+        # refuse what is not finite, in one of them alone.
+        if self.branch is not None:
+            losses.update(self.branch.losses(self.branch(*predictions), gt_instances))
         if self.anchors:
             from_anchors = self.head.predict_from_anchors(predictions)
             losses.update(super().forward_training(images, features, from_anchors, gt_instances))
-        if self.branch is not None:
-            losses.update(self.branch.losses(self.branch(*predictions), gt_instances))
         return losses
 
     # ------------------------------------------------------------------------ inference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -15,7 +14,7 @@ Towers = tuple[list[Tensor], list[Tensor]]
 
 def _group_norm(channels: int) -> nn.GroupNorm:
     """Detectron2's "GN", which its v0.6 cannot put into this head: it tries it on one channel."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    return nn.GroupNorm(min(32, channels), channels)
 
 
 class TowerHead(RetinaNetHead):

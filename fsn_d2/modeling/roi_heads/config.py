@@ -9,7 +9,8 @@ def add_rfcn_config(cfg: CfgNode) -> None:
     """Adds MODEL.RFCN, which the heads RFCNROIHeads read, to `cfg`, in place.
 
     They also read MODEL.ROI_BOX_HEAD's keys of box regression (CLS_AGNOSTIC_BBOX_REG True is the
-    paper's) and, for "align", its POOLER_SAMPLING_RATIO.
+    paper's) and, for "align", its POOLER_SAMPLING_RATIO. K stands in the place of its
+    POOLER_RESOLUTION and POOLING of its POOLER_TYPE.
     """
     rfcn = cfg.MODEL.RFCN = CfgNode()
     # Bins along each side of an RoI, hence K * K maps per score and delta (the paper: 7; 3 in its
@@ -34,7 +35,8 @@ def add_light_head_config(cfg: CfgNode) -> None:
     """Adds MODEL.LIGHT_HEAD, which the heads LightHeadROIHeads read, to `cfg`, in place.
 
     The bins are MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION (the paper: 7), the fully connected layer is
-    its NUM_FC 1 and FC_DIM 2048, and for "align" its POOLER_SAMPLING_RATIO counts.
+    its NUM_FC 1 and FC_DIM 2048, and for "align" its POOLER_SAMPLING_RATIO counts. POOLING stands
+    in the place of its POOLER_TYPE.
     """
     light = cfg.MODEL.LIGHT_HEAD = CfgNode()
     # Channels of a bin's map (the paper: 10, so 10 * 7 * 7 = 490 in all).

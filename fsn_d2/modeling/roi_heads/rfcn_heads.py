@@ -4,6 +4,8 @@ whole image, and the RoIs only read and vote.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
@@ -19,6 +21,8 @@ from ..hard_examples import hardest
 from ..position_sensitive import VotingROIPooler
 from .box_levels import box_levels
 from .position_sensitive_heads import PositionSensitiveROIHeads, require_pooling
+
+logger = logging.getLogger(__name__)
 
 
 class PositionSensitiveMaps(nn.Module):
@@ -116,6 +120,15 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         rfcn = cfg.MODEL.RFCN
         if rfcn.OHEM:
             require_positive("MODEL.RFCN.OHEM_ROIS", rfcn.OHEM_ROIS)
+            sampled = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+            if sampled <= rfcn.OHEM_ROIS:
+                logger.warning(
+                    "MODEL.RFCN.OHEM_ROIS %d keeps every RoI that "
+                    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE %d samples, so OHEM chooses nothing: "
+                    "sample more, as configs/Base-RFCN.yaml does.",
+                    rfcn.OHEM_ROIS,
+                    sampled,
+                )
         return {
             **super().from_config(cfg, ShapeSpec(channels=1)),
             "ohem_rois": rfcn.OHEM_ROIS if rfcn.OHEM else 0,
@@ -145,6 +158,11 @@ class RFCNROIHeads(PositionSensitiveROIHeads):
         rfcn, box_head = cfg.MODEL.RFCN, cfg.MODEL.ROI_BOX_HEAD
         require_positive("MODEL.RFCN.K", rfcn.K)
         require_positive("MODEL.RFCN.REDUCTION", rfcn.REDUCTION, least=0)
+        if rfcn.NORM and not rfcn.REDUCTION:
+            raise ValueError(
+                f"MODEL.RFCN.NORM {rfcn.NORM!r} normalises the reduction, and REDUCTION is 0: set "
+                "NORM to ''"
+            )
         require_pooling("MODEL.RFCN.POOLING", rfcn.POOLING)
         width, scales = box_levels(cfg, input_shape)
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES

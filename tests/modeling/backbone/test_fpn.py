@@ -35,7 +35,7 @@ def test_pyramid_equals_detectron2s() -> None:
         torch.testing.assert_close(ours(image), theirs(image))
 
 
-@pytest.mark.parametrize("in_features", [[], ["res2", "res6"]])
+@pytest.mark.parametrize("in_features", [[], ["res2", "res6"], ["res2", "res3", "res4"]])
 def test_unusable_in_features_are_refused(in_features: list[str]) -> None:
     cfg = config()
     cfg.MODEL.FPN.IN_FEATURES = in_features

@@ -234,11 +234,20 @@ def test_test_time_augmentation(small_cfg: Callable, random_image: Tensor) -> No
         ("REDUCTION", -1, {}),
         ("OHEM_ROIS", 0, {"RFCN__OHEM": True}),
         ("OHEM", True, {"ROI_BOX_HEAD__BBOX_REG_LOSS_TYPE": "giou"}),
+        ("NORM", "GN", {"RFCN__REDUCTION": 0}),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key(key: str, value: object, changes: dict) -> None:
     with pytest.raises(ValueError, match=rf"MODEL\.RFCN\.{key}\b"):
         build(head_cfg(NAME, **{f"RFCN__{key}": value}, **changes))
+
+
+@pytest.mark.parametrize(("sampled", "warns"), [(128, True), (129, False)])
+def test_mining_that_chooses_nothing_is_warned_of(
+    sampled: int, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(head_cfg(NAME, RFCN__OHEM=True, ROI_HEADS__BATCH_SIZE_PER_IMAGE=sampled))
+    assert ("OHEM chooses nothing" in caplog.text) == warns
 
 
 def test_hard_examples_are_not_ranked_by_another_loss(monkeypatch: pytest.MonkeyPatch) -> None:
