@@ -1,10 +1,10 @@
 """The compiled part of the package: op libraries built against PyTorch's stable ABI.
 
 `fsn_d2/_C` holds the CPU kernels. `fsn_d2/_C_cuda` adds those of CUDA: it is built where PyTorch
-sees a GPU and its nvcc is installed, for that GPU, and everywhere with `FORCE_CUDA=1`, for the
-architectures of TORCH_CUDA_ARCH_LIST or for all. Everything else about the package is in
-pyproject.toml. `FSN_D2_NO_EXTENSION=1` builds without libraries; the reference implementation in
-plain PyTorch then serves.
+sees a GPU and its nvcc is installed, for that GPU, nowhere with `FORCE_CUDA=0`, and everywhere with
+`FORCE_CUDA=1`, for the architectures of TORCH_CUDA_ARCH_LIST or for all. Everything else about the
+package is in pyproject.toml. `FSN_D2_NO_EXTENSION=1` builds without libraries; the reference
+implementation in plain PyTorch then serves.
 """
 
 import os
@@ -64,6 +64,8 @@ def wants_cuda() -> bool:
     import torch
 
     nvcc = nvcc_release()
+    if os.environ.get("FORCE_CUDA") == "0":
+        return False
     if is_set("FORCE_CUDA"):
         if torch.version.cuda is None:
             sys.exit("error: FORCE_CUDA=1 needs a PyTorch built with CUDA; this one is not")

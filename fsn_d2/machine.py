@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,9 +13,22 @@ __all__ = ["Machine", "usable_cores"]
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use, which a scheduler or `taskset` may have limited."""
+    """CPU cores that this process may use, which a scheduler, `taskset` or a container limits."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(cores, _quota(CPU_QUOTA) or cores)
+
+
+def _quota(path: Path) -> int | None:
+    """Cores that a container is given (`docker run --cpus`), rounded up; None: no such limit."""
+    try:
+        microseconds, period = path.read_text().split()
+        return math.ceil(int(microseconds) / int(period))
+    except (OSError, ValueError):  # not Linux, an older kernel, or "max"
+        return None
+
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from fsn_d2.machine import Machine
+from fsn_d2.machine import Machine, usable_cores
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,6 +17,20 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (machine.gpus, machine.gpu_memory) == (0, 0)
     assert machine.cores == len(os.sched_getaffinity(0))
     assert str(Machine(cores=2)) == "no GPU, 2 CPU cores"
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("150000 100000", 2), ("max 100000", 64), ("6400000 100000", 64), ("", 64), (None, 64)],
+)
+def test_a_containers_share_of_the_cores_counts(
+    quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
+    monkeypatch.setattr("fsn_d2.machine.CPU_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert usable_cores() == cores
 
 
 def test_the_smallest_of_several_gpus_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,13 @@ def test_without_a_gpu_the_cpu_library_alone(libraries, monkeypatch) -> None:
     assert libraries() == ["fsn_d2._C"]
 
 
+def test_no_cuda_library_on_request(libraries, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", put_nvcc(tmp_path, "13.0"))
+    assert libraries(FORCE_CUDA="0") == ["fsn_d2._C"]
+
+
 def test_no_library_on_request(libraries) -> None:
     assert libraries(FSN_D2_NO_EXTENSION="1") == []
 

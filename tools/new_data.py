@@ -58,7 +58,9 @@ def parse_args() -> argparse.Namespace:
         help="config to write (default %(default)s)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace an --output, and its parts, that exist"
+        "--overwrite",
+        action="store_true",
+        help="replace an --output, its parts and --sheet, that exist",
     )
     parser.add_argument("--sheet", type=Path, help="picture of samples to write, .png or .jpg")
     parser.add_argument(
@@ -80,6 +82,8 @@ def check_args(args: argparse.Namespace) -> None:
     written = [args.output]
     if args.test_fraction is not None:
         written += [part_path(args.output, part) for part in PARTS]
+    if args.sheet:
+        written.append(args.sheet)
     for path in filter(Path.exists, written):
         if name := next((n for n in (*args.train, *args.test) if is_file_of(n, path)), None):
             raise ValueError(
@@ -158,6 +162,7 @@ def main() -> None:
         if args.test_fraction is not None:
             split(found, args)
             found = survey(given, args)
+            raise_problems(found.problems, args.output.with_suffix(".problems.txt"))
         settings = suggest(
             found,
             machine,

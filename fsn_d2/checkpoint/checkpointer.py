@@ -18,6 +18,10 @@ __all__ = ["Checkpointer"]
 MATCHING_HEURISTICS = "?matching_heuristics=True"
 
 
+class DoesNotFit(Exception):
+    """Weights of another model; continues the name of their file."""
+
+
 class Checkpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` that loads tensors and plain containers only; see `read_weights`.
 
@@ -29,9 +33,12 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         last_checkpoint: path of the one that this training wrote or resumed from last; "" if none.
+        strict: refuse a file that leaves any of the model's weights as they are, or that has one
+            in another shape. Else this is logged, as Detectron2 does.
     """
 
     last_checkpoint = ""
+    strict = False
     _tags = True
     _matches_by_heuristics = False
     _parsed_url_during_load: Any = None  # set by `load` of Detectron2 after v0.6
@@ -46,7 +53,10 @@ class Checkpointer(DetectionCheckpointer):
         """
         plain = path.removesuffix(MATCHING_HEURISTICS)
         self._matches_by_heuristics = plain != path
-        return super().load(plain, *args, **kwargs)
+        try:
+            return super().load(plain, *args, **kwargs)
+        except DoesNotFit as error:
+            raise ValueError(f"{path} {error}") from error
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Saves as Detectron2 does.
@@ -60,6 +70,8 @@ class Checkpointer(DetectionCheckpointer):
             if disk_is_full(error):
                 raise OSError(errno.ENOSPC, self.full_disk_message()) from error
             raise
+        if self._tags:  # in every process, though one alone writes
+            self.last_checkpoint = os.path.join(self.save_dir, f"{name}.pth")
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -71,10 +83,8 @@ class Checkpointer(DetectionCheckpointer):
             self._tags = True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        if not self._tags:
-            return
-        super().tag_last_checkpoint(last_filename_basename)
-        self.last_checkpoint = os.path.join(self.save_dir, last_filename_basename)
+        if self._tags:
+            super().tag_last_checkpoint(last_filename_basename)
 
     def full_disk_message(self) -> str:
         """What to say when the disk of the output folder has no space left."""
@@ -83,6 +93,25 @@ class Checkpointer(DetectionCheckpointer):
             f"{self.last_checkpoint or 'none'}. Free some space, then give the same command with "
             "--resume."
         )
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        super()._log_incompatible_keys(incompatible)
+        if not self.strict:
+            return
+        shapes = {name: f"has {tuple(had)}" for name, had, _ in incompatible.incorrect_shapes}
+        missing = dict.fromkeys(incompatible.missing_keys, "is absent")
+        tensors = self.model.state_dict()
+        wrong = {
+            name: f"{name} {fault}, expected {tuple(tensors[name].shape)}"
+            for name, fault in {**missing, **shapes}.items()
+            if name in tensors and not name.endswith("num_batches_tracked")
+        }
+        if wrong:
+            raise DoesNotFit(
+                f"does not fit the model: {len(wrong)} of its {len(tensors)} tensors are not in "
+                f"it ({'; '.join(list(wrong.values())[:3])}). Use the config of the training, "
+                "with its NUM_CLASSES, or weights of this model."
+            )
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Taken and reset at once: a load that is refused must not stand in the way of the next.

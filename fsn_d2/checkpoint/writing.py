@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,10 +44,11 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def _flush_folder(folder: str) -> None:
-    """Makes a rename survive a power cut too."""
+    """Makes a rename survive a power cut too, where the file system can."""
     descriptor = os.open(folder or ".", os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some network file systems refuse; the file is in place already
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -58,7 +59,8 @@ def remove_leftovers(folder: str | Path) -> list[str]:
     Returns:
         the names of the removed files.
     """
-    leftovers = [path for path in Path(folder).glob(f"*{PARTIAL}") if path.is_file()]
+    names = (f"*.pth{PARTIAL}", f"last_checkpoint{PARTIAL}")  # and nobody else's
+    leftovers = [path for name in names for path in Path(folder).glob(name) if path.is_file()]
     for path in leftovers:
         path.unlink()
     return sorted(path.name for path in leftovers)

@@ -159,11 +159,13 @@ def _read_if_there(
         with collected(problems):
             spec = parse_spec(name)
             source = _read(spec, cfg, annotated=False) if spec else None
-            if source is None or any(problem.missing for problem in source.problems):
+            if source is None:
                 continue
-            if source.classes_known:
+            absent = any(problem.missing for problem in source.problems)
+            # A COCO json lists all of its classes; those of a VOC set are in its annotations.
+            if source.classes_known and not (absent and source.spec.kind == "voc"):
                 sources[name] = source
-            else:
+            elif not absent:
                 problems += source.problems
     return sources
 

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from PIL import Image
 
 from .fields import repair_fields
-from .image_header import MAX_PIXELS, check_header, upright_size
+from .image_header import MAX_PIXELS, check_header, orientation, upright_size
 from .paths import leaves
 from .problems import Problem
 from .source import Coco, Source
@@ -34,6 +34,7 @@ REPEATED = "image ids listed more than once, taken once"
 
 # Annotation tools round coordinates; a box that sticks out by less than this is left as it is.
 CLIP_SLACK = 0.1  # pixels
+ROUNDED = 0.02  # a side that is off by so little was not scaled, but noted down inexactly
 
 Findings = defaultdict[str, list[str]]  # kind of defect -> the images concerned
 
@@ -102,8 +103,10 @@ def clean(source: Source, classes: list[str], rules: Rules, *, decode: bool) -> 
     if source.outside:
         findings[OUTSIDE] = list(source.outside)
     look = partial(_look_at, source.image_root, rules=rules, decode=decode)
-    images = _clean_images(source, findings, look)
-    problems = [] if images else [_no_image(source, findings)]
+    images, problems = _clean_images(source, findings, look)
+    problems += _shared_files(source, images)
+    if not images:
+        problems.append(_no_image(source, findings))
     categories, new_ids = _clean_categories(source, classes)
     cleaned = {**source.coco, "images": list(images.values()), "categories": categories}
     if "annotations" in source.coco:
@@ -158,27 +161,69 @@ def _other_masks(source: Source, annotations: Sequence[Coco]) -> list[Problem]:
 
 
 def _clean_images(
-    source: Source, findings: Findings, look: Callable[[str], tuple[int, int] | str]
-) -> dict[Any, Coco]:
+    source: Source, findings: Findings, look: Callable[[str], Seen | str]
+) -> tuple[dict[Any, Coco], list[Problem]]:
     """The images that can be used, with their real sizes, by the id that they have in the source.
 
     COCO's evaluation sorts ids: where numbers and text are mixed, images are numbered anew.
     """
+    problems: list[Problem] = []
     images = source.coco["images"]
     with ThreadPoolExecutor(max_workers=8) as pool:
         sizes = list(pool.map(look, [image["file_name"] for image in images]))
     one_type = len({isinstance(image["id"], str) for image in images}) < 2
     kept = {}
-    for number, (image, size) in enumerate(zip(images, sizes, strict=True), start=1):
+    for number, (image, seen) in enumerate(zip(images, sizes, strict=True), start=1):
         declared = (image.get("width"), image.get("height"))
-        if isinstance(size, str):
-            findings[size].append(image["file_name"])
+        if isinstance(seen, str):
+            findings[seen].append(image["file_name"])
             continue
-        if size != declared and None not in declared:
+        if seen.size != declared and None not in declared:
+            if problem := _other_frame(source, image, seen):
+                problems.append(problem)
             findings[WRONG_SIZE].append(image["file_name"])
         new_id = image["id"] if one_type else number
-        kept[image["id"]] = {**image, "id": new_id, "width": size[0], "height": size[1]}
-    return kept
+        kept[image["id"]] = {**image, "id": new_id, "width": seen.size[0], "height": seen.size[1]}
+    return kept, problems
+
+
+def _other_frame(source: Source, image: Coco, seen: Seen) -> Problem | None:
+    """Boxes of an image that was turned or scaled: in the real one they would lie elsewhere."""
+    width, height = image["width"], image["height"]
+    if not all(isinstance(side, (int, float)) and side > 0 for side in (width, height)):
+        return None
+    text = f"{source.spec.path}: {image['file_name']} is annotated as {width} x {height}, "
+    if seen.turned and seen.size == (height, width):
+        return Problem(
+            f"{text}as it is stored, and its EXIF orientation turns it. Turn the annotations, or "
+            "take the orientation out of the file.",
+            "annotated before it was turned",
+        )
+    real_width, real_height = seen.size
+    differs = abs(real_width - width) > max(2, ROUNDED * width)
+    if differs and abs(real_width / width * height - real_height) <= 1:
+        return Problem(
+            f"{text}and its file has {real_width} x {real_height} pixels: it was scaled after "
+            "it was annotated. Scale the annotations too, or put the original there.",
+            "annotated before it was scaled",
+        )
+    return None
+
+
+def _shared_files(source: Source, images: Mapping[Any, Coco]) -> list[Problem]:
+    """Files that several images have: each would teach the objects of the others as background."""
+    ids = defaultdict(list)
+    for image_id, image in images.items():
+        ids[image["file_name"]].append(show(image_id))
+    return [
+        Problem(
+            f"{source.spec.path}: the images {shorten(same)} have one file, {name}. Merge them "
+            "into one, with the boxes of all.",
+            "images of one file",
+        )
+        for name, same in ids.items()
+        if len(same) > 1
+    ]
 
 
 def image_defect(source: Source, image: Coco, rules: Rules) -> str | None:
@@ -187,8 +232,16 @@ def image_defect(source: Source, image: Coco, rules: Rules) -> str | None:
     return seen if isinstance(seen, str) else None
 
 
-def _look_at(folder: Path, name: str, *, rules: Rules, decode: bool) -> tuple[int, int] | str:
-    """Width and height as `read_image` gives them, or the defect of the image."""
+class Seen(NamedTuple):
+    """An image that can be used: width and height as `read_image` gives it, and whether its EXIF
+    orientation swaps them."""
+
+    size: tuple[int, int]
+    turned: bool
+
+
+def _look_at(folder: Path, name: str, *, rules: Rules, decode: bool) -> Seen | str:
+    """What there is to know of the image, or its defect."""
     try:
         if not rules.allow_outside and leaves(folder, name):
             return OUTSIDE
@@ -198,14 +251,14 @@ def _look_at(folder: Path, name: str, *, rules: Rules, decode: bool) -> tuple[in
             check_header(image, rules.max_pixels)
             if max(image.size) >= rules.max_aspect * min(image.size):
                 return TOO_NARROW
-            size = upright_size(image)
+            seen = Seen(upright_size(image), orientation(image) >= 5)
             if decode:
                 image.load()
     except Image.DecompressionBombError:
         return TOO_LARGE
     except Exception:  # Pillow's decoders raise nearly any type on a broken file
         return UNREADABLE
-    return size
+    return seen
 
 
 def _clean_categories(source: Source, classes: list[str]) -> tuple[list[Coco], dict[Any, Any]]:

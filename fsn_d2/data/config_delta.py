@@ -15,6 +15,7 @@ import yaml
 __all__ = ["Setting", "to_yaml"]
 
 WIDTH = 98  # characters of a comment line
+LINE_ENDS = set("\x85\u2028\u2029")
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,18 @@ def _comment(text: str, indent: str) -> list[str]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes tuples as lists; YAML's own are Python objects, which no safe reader takes."""
+    """Writes tuples as lists; YAML's own are Python objects, which no safe reader takes.
+
+    Unicode's line ends are escaped, which between single quotes would be read back as blanks.
+    """
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if LINE_ENDS & set(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
 _Dumper.add_representer(tuple, _Dumper.represent_list)
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _in_one_line(value: Any) -> str:

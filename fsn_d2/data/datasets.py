@@ -11,17 +11,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils import comm
 
 from .checking import check_datasets
 from .cleaning import CleanedSet, describe
 from .keypoints import keypoint_metadata
-from .problems import raise_problems
+from .problems import Problem, raise_problems
+from .source import Coco
 from .writing import write_json
 
 __all__ = ["register_datasets"]
@@ -57,29 +60,63 @@ def register_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     Raises:
         FileNotFoundError: a path, split or file of Detectron2's own sets is missing.
         ValueError: an unknown name, a malformed spec or annotation file, an unknown class, classes
-            that contradict each other or ``NUM_CLASSES``, or no box to train on.
+            that contradict each other or ``NUM_CLASSES``, no box to train on, or processes that see
+            different images.
     """
     sets, problems = check_datasets(cfg, eval_only=eval_only)
     for name, cleaned in sets.items():
         if cleaned.findings:
             logger.warning("Data set %s: %s.", name, "; ".join(describe(cleaned.findings)))
     folder = Path(cfg.OUTPUT_DIR) / "datasets"
+    _require_equal_sets(sets, problems)
     raise_problems(problems, folder / "problems.txt")
     for cleaned in sets.values():
         _register(cleaned, folder, keypoint_metadata(cleaned.coco))
+
+
+def _require_equal_sets(sets: Mapping[str, CleanedSet], problems: Sequence[Problem]) -> None:
+    """Processes share a set out by its length: of different images they would leave some out.
+
+    To be called by all of them, those with problems too, which say their own.
+    """
+    if problems:
+        comm.all_gather(None)
+        return
+    ours = {name: _fingerprint(cleaned.coco) for name, cleaned in sets.items()}
+    for rank, theirs in enumerate(comm.all_gather(ours)):
+        if theirs is None:
+            raise ValueError(f"Process {rank} found problems in the data, which it says itself.")
+        if differing := [name for name in ours if theirs.get(name) != ours[name]]:
+            raise ValueError(
+                f"Process {rank} can use other images or boxes of {', '.join(differing)} than "
+                f"process {comm.get_rank()}: their machines have different files, or one could not "
+                "read some of them. Look at the warnings above and in OUTPUT_DIR/log.txt.rank*."
+            )
+
+
+def _fingerprint(coco: Coco) -> str:
+    images = [(image["file_name"], image["width"], image["height"]) for image in coco["images"]]
+    content = repr((images, len(coco.get("annotations", ()))))
+    return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _register(cleaned: CleanedSet, folder: Path, metadata: dict[str, Any]) -> None:
     source = cleaned.source
     name = source.spec.name
     json_file = source.spec.path
-    if not source.verbatim or cleaned.coco != source.coco:
+    if not source.verbatim or cleaned.coco != source.coco or _has_broken_sizes(source.coco):
         json_file = write_json(cleaned.coco, folder / f"{safe_name(name)}.json")
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog:
             catalog.remove(name)
     register_coco_instances(name, metadata, str(json_file), str(source.image_root))
     DatasetCatalog.get(name)  # fills in the class names
+
+
+def _has_broken_sizes(coco: Coco) -> bool:
+    """Whether a size is 640.0, say: equal to that of the image, but masks need whole numbers."""
+    sizes = (image.get(side) for image in coco["images"] for side in ("width", "height"))
+    return not all(isinstance(size, int) for size in sizes)
 
 
 def safe_name(name: str) -> str:

@@ -32,12 +32,12 @@ class Problem:
 
 @contextmanager
 def collected(problems: list[Problem]) -> Iterator[None]:
-    """Takes down a FileNotFoundError or ValueError of its block as a problem, and goes on."""
+    """Takes down a ValueError, or file that cannot be opened, as a problem, and goes on."""
     try:
         yield
     except FileNotFoundError as error:
         problems.append(Problem(str(error), "missing", missing=True))
-    except ValueError as error:
+    except (PermissionError, ValueError) as error:
         problems.append(Problem(str(error), "value"))
 
 

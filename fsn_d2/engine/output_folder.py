@@ -1,10 +1,13 @@
-"""What an earlier training left in the folder that a new one writes to."""
+"""The folder that a training writes to: its alone, and what an earlier one left there."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -17,11 +20,40 @@ from .weights import last_checkpoint
 logger = logging.getLogger(__name__)
 
 
+@contextmanager
+def claimed(folder: str) -> Iterator[None]:
+    """Keeps other processes' trainings out of the folder, where its file system has locks.
+
+    Raises:
+        ValueError: another one is in it.
+    """
+    if not comm.is_main_process():
+        yield
+        return
+    with open(os.path.join(folder, ".lock"), "a") as file:
+        try:
+            # Of this process alone: `flock` would be held by its children, when it was killed too.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(
+                f"OUTPUT_DIR: another training writes to {os.path.abspath(folder)}. Wait for its "
+                "end, or name another folder."
+            ) from error
+        except OSError:
+            logger.info("%s has no locks: nothing keeps other trainings out of it.", folder)
+        yield
+
+
 def remove_what_kills_left(folder: str) -> None:
-    """Removes files that were being written when a training was killed."""
-    if comm.is_main_process():
-        for name in remove_leftovers(folder):
-            logger.info("Removed %s: it was being written when a training was killed.", name)
+    """Removes files that were being written when a training was killed.
+
+    Raises:
+        ValueError: another training is writing.
+    """
+    with claimed(folder):
+        if comm.is_main_process():
+            for name in remove_leftovers(folder):
+                logger.info("Removed %s: it was being written when a training was killed.", name)
 
 
 def begin_anew(checkpointer: Checkpointer) -> None:

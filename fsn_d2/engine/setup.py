@@ -24,6 +24,8 @@ from .determinism import apply_determinism
 
 logger = logging.getLogger(__name__)
 
+FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
 
 def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
     """Reads a config file of this project and applies overrides.
@@ -100,5 +102,5 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, ImportError, ValueError) as error:
+    except (*FILE_ERRORS, ImportError, ValueError) as error:
         sys.exit(f"error: {error}")

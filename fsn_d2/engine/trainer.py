@@ -28,7 +28,7 @@ from .interruption import StopSignal, obey_parent_alone
 from .loss_normalizers import set_loss_normalizers
 from .memory import PeakMemory
 from .nonfinite import BatchSkipped, NonFiniteLoss
-from .output_folder import begin_anew, remove_what_kills_left
+from .output_folder import begin_anew, claimed, remove_what_kills_left
 from .random_state import set_random_state
 from .saving import Checkpoint, CheckpointAfterEvaluation
 from .training_stream import TrainingStream, build_training_stream
@@ -110,7 +110,8 @@ class Trainer(DefaultTrainer):
         under another name.
 
         Raises:
-            FileNotFoundError, ValueError: the file is missing, broken, or holds no training state.
+            FileNotFoundError, ValueError: the file is missing, broken, does not fit the model or
+                holds no training state; or another training writes to OUTPUT_DIR.
         """
         remove_what_kills_left(self.cfg.OUTPUT_DIR)
         rest = resume_or_load(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
@@ -134,6 +135,10 @@ class Trainer(DefaultTrainer):
             )
         TrainerBase.load_state_dict(self, state)
         self._trainer.load_state_dict(state["_trainer"])
+
+    def train(self) -> Any:
+        with claimed(self.cfg.OUTPUT_DIR):
+            return super().train()
 
     def before_train(self) -> None:
         super().before_train()
@@ -246,10 +251,15 @@ def build_trainer(cfg: CfgNode, *, resume: bool = False) -> Trainer:
         resume: go on from the last checkpoint of OUTPUT_DIR where there is one.
 
     Raises:
-        FileNotFoundError, ValueError: as `build_trained_model` and `check_evaluation`, or mixed
-            precision is asked for without a GPU.
+        FileNotFoundError, ValueError: as `resume_or_load` and `check_evaluation`, or mixed
+            precision is asked for without a GPU, or checkpoints of no period.
     """
     check_evaluation(cfg)
+    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+        raise ValueError(
+            f"SOLVER.CHECKPOINT_PERIOD: expected 1 iteration or more, got "
+            f"{cfg.SOLVER.CHECKPOINT_PERIOD}."
+        )
     require_device_of_amp(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP.ENABLED")
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
@@ -288,11 +298,7 @@ def train(trainer: Trainer) -> OrderedDict:
         FloatingPointError: the loss is not finite.
     """
     try:
-        trainer.train()
-    except EarlyStop as stop:
-        logger.info("Ended after iteration %d of %d: %s", trainer.iter, trainer.max_iter, stop)
-        with trainer.checkpointer.aside():
-            trainer.checkpointer.save("model_final", iteration=trainer.iter - 1)
+        _train_or_stop(trainer)
     except Exception as error:
         if not disk_is_full(error):
             raise
@@ -301,3 +307,12 @@ def train(trainer: Trainer) -> OrderedDict:
     if trainer.cfg.TEST.AUG.ENABLED:
         results.update(trainer.test_with_tta(trainer.cfg, trainer.model))
     return results
+
+
+def _train_or_stop(trainer: Trainer) -> None:
+    try:
+        trainer.train()
+    except EarlyStop as stop:
+        logger.info("Ended after iteration %d of %d: %s", trainer.iter, trainer.max_iter, stop)
+        with trainer.checkpointer.aside():
+            trainer.checkpointer.save("model_final", iteration=trainer.iter - 1)

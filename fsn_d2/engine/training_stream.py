@@ -10,6 +10,7 @@ the batches before it need not be loaded.
 from __future__ import annotations
 
 import gc
+import logging
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ __all__ = ["SeededSamples", "TrainingStream", "build_training_stream", "grouped_
 Place = tuple[int, int]  # place in the stream of all processes, index in the data set
 Batch = list[dict[str, Any]]
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
+
+logger = logging.getLogger(__name__)
 
 
 def grouped_batches(
@@ -157,12 +160,21 @@ class TrainingStream:
         return grouped_batches(places, self._batch_size, self._groups)
 
     def state_dict(self) -> dict[str, int]:
-        """The seed, and the number of batches that were handed out."""
-        return {"seed": self._seed, "position": self._position}
+        """The seed, the number of batches that were handed out, and that of records."""
+        records = len(self._dataset)
+        return {"seed": self._seed, "position": self._position, "records": records}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on from a position; to be called before the next `iter`."""
         self._seed, self._position = state["seed"], state["position"]
+        before, now = state.get("records"), len(self._dataset)
+        if before not in (None, now):
+            logger.warning(
+                "The checkpoint's training set had %d images, and there are %d now: the run goes "
+                "on with others than it would have had.",
+                before,
+                now,
+            )
 
 
 def build_training_stream(cfg: CfgNode, mapper: Mapper) -> TrainingStream:

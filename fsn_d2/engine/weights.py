@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from detectron2.config import CfgNode
@@ -12,6 +13,8 @@ from torch import nn
 from ..checkpoint import Checkpointer
 from ..checkpoint.checkpointer import MATCHING_HEURISTICS
 
+logger = logging.getLogger(__name__)
+
 
 def _where_to_put(weights: str) -> str:
     if weights.startswith("detectron2://"):
@@ -21,25 +24,30 @@ def _where_to_put(weights: str) -> str:
     return f"Download {weights} elsewhere"
 
 
-def resume_or_load(checkpointer: Checkpointer, weights: str, *, resume: bool) -> dict:
+def resume_or_load(
+    checkpointer: Checkpointer, weights: str, *, resume: bool, strict: bool = False
+) -> dict:
     """Loads the last checkpoint (with `resume`, where there is one) or the weights.
 
     Args:
         checkpointer: of the model, with its output folder.
         weights: MODEL.WEIGHTS, a path or URL; empty: keep the model as it is.
-        resume: prefer the output folder's last checkpoint.
+        resume: prefer the output folder's last checkpoint, which has to fit the model.
+        strict: the weights have to fit it too, each of its tensors.
 
     Returns:
         what a checkpoint holds beside the states of the model and the checkpointer's objects.
 
     Raises:
         FileNotFoundError: the file is missing or cannot be downloaded; says where to put it.
-        ValueError: the file is broken or holds something else than tensors and plain containers,
-            or processes would go on from different checkpoints.
+        ValueError: the file is broken, holds something else than tensors and plain containers, or
+            does not fit the model; or processes would go on from different checkpoints.
     """
     if resume:
         _require_one_folder(checkpointer)
-    if resume and checkpointer.has_checkpoint():
+    goes_on = resume and checkpointer.has_checkpoint()
+    checkpointer.strict = strict or goes_on
+    if goes_on:
         _require_last(checkpointer)
     elif weights:
         _require(weights)
@@ -47,16 +55,18 @@ def resume_or_load(checkpointer: Checkpointer, weights: str, *, resume: bool) ->
 
 
 def load_weights(model: nn.Module, weights: str) -> None:
-    """Loads MODEL.WEIGHTS into a model; as `resume_or_load`, without a folder.
+    """Loads MODEL.WEIGHTS into a model that is to be used, each of its tensors.
 
     Args:
         model: gets the weights, in place.
-        weights: path or URL; empty: keep the model as it is.
+        weights: path or URL; empty: keep the model as it is, with a warning.
 
     Raises:
-        FileNotFoundError, ValueError: as `resume_or_load`.
+        FileNotFoundError, ValueError: as `resume_or_load`, or the weights do not fit.
     """
-    resume_or_load(Checkpointer(model), weights, resume=False)
+    if not weights:
+        logger.warning("MODEL.WEIGHTS is empty: the model has learnt nothing yet.")
+    resume_or_load(Checkpointer(model), weights, resume=False, strict=True)
 
 
 def without_start_weights(cfg: CfgNode) -> CfgNode:

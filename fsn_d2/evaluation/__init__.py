@@ -16,6 +16,9 @@ from .slices import average_precisions, fewest_objects
 def first_test_set(cfg: CfgNode) -> str:
     """The first of DATASETS.TEST, for what looks at one set alone.
 
+    Args:
+        cfg: reads DATASETS.TEST.
+
     Raises:
         ValueError: there is none.
     """

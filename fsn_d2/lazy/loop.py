@@ -17,7 +17,7 @@ from ..checkpoint import Checkpointer
 from ..config import add_fsn_config
 from ..data import register_datasets, register_digits
 from ..engine.amp import require_device_of_amp
-from ..engine.output_folder import begin_anew, remove_what_kills_left
+from ..engine.output_folder import begin_anew, claimed, remove_what_kills_left
 from ..engine.weights import load_weights, resume_or_load
 
 
@@ -167,5 +167,6 @@ def train(cfg: DictConfig, prepared: PreparedTraining) -> OrderedDict:
     Returns:
         the last evaluation's metrics.
     """
-    prepared.trainer.train(prepared.start, cfg.train.max_iter)
+    with claimed(cfg.train.output_dir):
+        prepared.trainer.train(prepared.start, cfg.train.max_iter)
     return prepared.results

@@ -118,7 +118,26 @@ def test_a_killed_write_leaves_the_old_file_and_its_rest_is_removed_later(tmp_pa
     assert path.read_bytes() == b"old"
     assert remove_leftovers(tmp_path) == ["model.pth.partial"]
     assert contents(tmp_path) == ["model.pth", "other.txt"]
+    for name in ("last_checkpoint.partial", "download.zip.partial"):
+        (tmp_path / name).touch()
+    assert remove_leftovers(tmp_path) == ["last_checkpoint.partial"]
     assert remove_leftovers(tmp_path) == []
+
+
+def test_a_file_system_that_cannot_flush_folders_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    with whole_file(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_a_folder_that_is_not_there_has_no_leftovers(tmp_path: Path) -> None:
@@ -264,7 +283,10 @@ def test_a_process_that_does_not_save_writes_nothing(tmp_path: Path) -> None:
     checkpointer = Checkpointer(filled(1.0), str(tmp_path), save_to_disk=False)
     checkpointer.save("model")
     assert contents(tmp_path) == []
-    assert checkpointer.last_checkpoint == ""
+    assert checkpointer.last_checkpoint == str(tmp_path / "model.pth")  # which another one wrote
+    with checkpointer.aside():
+        checkpointer.save("best")
+    assert checkpointer.last_checkpoint == str(tmp_path / "model.pth")
 
 
 def test_files_can_be_read_by_others_as_any_new_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,21 @@ def test_eval_only_without_the_training_set(voc: Path, make_cfg, caplog) -> None
     assert MetadataCatalog.get(test).thing_classes == ["cat", "dog"]
     register_datasets(make_cfg((absent,), (test,), classes=["dog", "cat"]), eval_only=True)
     assert MetadataCatalog.get(test).thing_classes == ["dog", "cat"]
+
+
+def test_eval_only_takes_the_classes_of_a_json_whose_images_are_absent(
+    tmp_path: Path, make_cfg
+) -> None:
+    data = coco_dict()
+    test = write_coco(tmp_path, data, "test.json")
+    train = {**data, "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]}
+    train["annotations"] = []
+    (tmp_path / "train.json").write_text(json.dumps(train))
+    absent = f"coco://{tmp_path}/train.json:{tmp_path}/nowhere"
+    register_datasets(make_cfg((absent,), (test,)), eval_only=True)
+    assert MetadataCatalog.get(test).thing_classes == ["dog", "cat"]  # alone: cat, dog
+    register_datasets(make_cfg((), (test,)), eval_only=True)
+    assert MetadataCatalog.get(test).thing_classes == ["cat", "dog"]
 
 
 def test_eval_only_takes_the_classes_of_a_training_set_at_hand(voc: Path, make_cfg) -> None:

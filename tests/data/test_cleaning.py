@@ -25,6 +25,7 @@ from .small_sets import (
     write_coco,
     write_image,
     write_voc,
+    write_xml,
 )
 
 BAD_BOXES = {
@@ -138,9 +139,58 @@ def test_size_is_that_of_the_turned_image(voc: Path, make_cfg, suffix: str) -> N
     exif[0x0112] = 6
     (voc / "JPEGImages" / "b.jpg").unlink()
     write_image(voc / "JPEGImages" / f"b{suffix}", (WIDTH, HEIGHT), exif=exif)
+    write_xml(voc, "b", [("cat", (1, 1, 9, 9))], size=(HEIGHT, WIDTH))
     register_datasets(make_cfg((f"voc://{voc}:train",)))
     record = DatasetCatalog.get(f"voc://{voc}:train")[1]
     assert (record["width"], record["height"]) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("size", "turn", "message"),
+    [
+        ((WIDTH, HEIGHT), 6, "two.jpg is annotated as 40 x 30, as it is stored.*Turn"),
+        ((WIDTH // 2, HEIGHT // 2), 1, "two.jpg is annotated as 40 x 30.*20 x 15.*Scale"),
+        ((3 * WIDTH, 3 * HEIGHT), 1, "120 x 90 pixels: it was scaled"),
+        ((WIDTH, HEIGHT), 3, None),  # upside down: the same size, and nobody can tell
+        ((WIDTH + 1, HEIGHT), 1, None),
+        ((WIDTH, HEIGHT // 2), 1, None),
+    ],
+)
+def test_boxes_of_an_image_before_it_was_turned_or_scaled_are_refused(
+    size: tuple[int, int], turn: int, message: str | None, tmp_path: Path, make_cfg
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    write_image(tmp_path / "images" / "two.jpg", size, exif=exif)
+    spec = write_coco(tmp_path, coco_dict())
+    if message is None:
+        register_datasets(make_cfg((spec,)))
+        return
+    with pytest.raises(ValueError, match=message):
+        register_datasets(make_cfg((spec,)))
+
+
+def test_a_size_that_is_no_whole_number_is_written_anew(tmp_path: Path, make_cfg) -> None:
+    data = coco_dict()
+    data["images"][0]["width"] = float(WIDTH)
+    spec = write_coco(tmp_path, data)
+    register_datasets(make_cfg((spec,)))
+    sides = [record["width"] for record in DatasetCatalog.get(spec)]
+    assert [type(side) for side in sides] == [int, int]
+
+
+def test_images_of_one_file_are_refused(tmp_path: Path, make_cfg) -> None:
+    data = coco_dict()
+    data["images"][1]["file_name"] = "one.jpg"
+    with pytest.raises(ValueError, match=r"the images 7, 9 have one file, one\.jpg\. Merge"):
+        register_datasets(make_cfg((write_coco(tmp_path, data),)))
+
+
+def test_a_stale_file_name_of_another_image_is_refused(voc: Path, make_cfg) -> None:
+    (voc / "JPEGImages" / "b.jpg").unlink()
+    write_xml(voc, "b", [("cat", (1, 1, 9, 9))], filename="a.jpg")
+    with pytest.raises(ValueError, match=r"have one file, a\.jpg"):
+        register_datasets(make_cfg((f"voc://{voc}:train",)))
 
 
 def test_annotation_of_an_unlisted_image_is_counted(tmp_path: Path, make_cfg, caplog) -> None:

@@ -50,6 +50,8 @@ def test_any_value_is_read_back(value) -> None:
     assert yaml.safe_load(text)["NODE"] == {"KEY": value, "LAST": 1}
 
 
-@pytest.mark.parametrize("name", ["yes", "null", "1", "1e3", "a: b", "#", "'", "🐈", "x\ny", ""])
+@pytest.mark.parametrize(
+    "name", ["yes", "null", "1", "1e3", "a: b", "#", "'", "🐈", "x\ny", "", "a\x85b", "\u2028"]
+)
 def test_class_names_stay_text(name: str) -> None:
     assert yaml.safe_load(render(Setting("CLASSES", [name])))["CLASSES"] == [name]

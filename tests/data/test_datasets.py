@@ -10,10 +10,26 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from fsn_d2.data import register_datasets
+from fsn_d2.data import datasets, register_datasets
 from fsn_d2.data.datasets import safe_name
 
 from .small_sets import coco_dict, perfect_ap, write_coco, write_split
+
+
+def test_processes_that_see_other_images_are_refused(
+    voc: Path, make_cfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on two machines, one of which lacks an image."""
+    spec, seen = f"voc://{voc}:train", []
+    monkeypatch.setattr(datasets.comm, "all_gather", lambda own: seen.append(own) or [own])
+    register_datasets(make_cfg((spec,)))
+    (voc / "JPEGImages" / "b.jpg").unlink()
+    monkeypatch.setattr(datasets.comm, "all_gather", lambda own: [own, seen[0]])
+    with pytest.raises(ValueError, match=f"Process 1 can use other images .* {re.escape(spec)}"):
+        register_datasets(make_cfg((spec,)))
+    monkeypatch.setattr(datasets.comm, "all_gather", lambda own: [None, own])
+    with pytest.raises(ValueError, match="Process 0 found problems"):
+        register_datasets(make_cfg((spec,)))
 
 
 def test_command_line_form(voc: Path, make_cfg) -> None:

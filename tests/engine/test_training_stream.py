@@ -175,10 +175,22 @@ def test_it_goes_on_from_any_position(workers: int, cfg: Callable[..., CfgNode])
         stream = build_training_stream(config, augmented)
         taken = take(stream, position)
         state = stream.state_dict()  # workers have loaded more by now
-        assert state == {"seed": 11, "position": position}
+        assert state == {"seed": 11, "position": position, "records": 7}
         resumed = build_training_stream(cfg(), augmented)
         resumed.load_state_dict(state)
         assert taken + take(resumed, 15 - position) == whole
+
+
+def test_a_set_of_another_size_is_warned_of(
+    cfg: Callable[..., CfgNode], records: list, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = build_training_stream(cfg(), augmented).state_dict()
+    build_training_stream(cfg(), augmented).load_state_dict(state)
+    del state["records"]  # of an earlier version
+    build_training_stream(cfg(), augmented).load_state_dict(state)
+    assert not caplog.records
+    build_training_stream(cfg(), augmented).load_state_dict({**state, "records": 9})
+    assert "had 9 images, and there are 7 now" in caplog.text
 
 
 def test_what_was_passed_before_is_not_loaded(cfg: Callable[..., CfgNode]) -> None:

@@ -44,10 +44,39 @@ def test_weights_are_loaded(tmp_path: Path) -> None:
     assert model.weight.tolist() == [[3.0, 3.0]]
 
 
-def test_no_weights_leave_the_model_as_it_is() -> None:
+def test_no_weights_leave_the_model_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     model = filled(5.0)
     load_weights(model, "")
     assert model.weight.tolist() == [[5.0, 5.0]]
+    assert "MODEL.WEIGHTS is empty" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(2, 5), r"2 of its 2 tensors.*weight has \(1, 2\), expected \(5, 2\)"),
+        (nn.Sequential(nn.Linear(2, 1)), r"2 of its 2 .*0\.weight is absent, expected \(1, 2\)"),
+    ],
+)
+def test_weights_of_another_model_are_refused_where_it_is_used(
+    model: nn.Module, message: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path, 3.0)
+    with pytest.raises(ValueError, match=f"{re.escape(path)} does not fit the model: {message}"):
+        load_weights(model, path)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        resume_or_load(Checkpointer(model, str(tmp_path)), "", resume=True)
+    resume_or_load(Checkpointer(model), path, resume=False)  # a training starts from what fits
+
+
+def test_a_model_may_leave_weights_and_counters_out(tmp_path: Path) -> None:
+    whole = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    nn.init.constant_(whole[0].weight, 3.0)
+    state = {k: v for k, v in whole.state_dict().items() if not k.endswith("batches_tracked")}
+    torch.save({"model": {**state, "another.weight": torch.zeros(1)}}, tmp_path / "w.pth")
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    load_weights(model, str(tmp_path / "w.pth"))
+    assert model[0].weight.unique().tolist() == [3.0]
 
 
 def test_a_missing_file_is_named_with_its_full_path(
@@ -132,8 +161,8 @@ def test_the_query_of_detectron2s_main_matches_names_by_their_ends(tmp_path: Pat
     path = tmp_path / "of_other_code.pth"
     torch.save({"model": filled(3.0).state_dict()}, path)
     model = nn.Sequential(OrderedDict(inside=filled(0.0)))
-    load_weights(model, str(path))
-    assert model.inside.weight.tolist() == [[0.0, 0.0]]  # the file has "weight"
+    with pytest.raises(ValueError, match=r"inside\.weight is absent"):  # the file has "weight"
+        load_weights(model, str(path))
     load_weights(model, f"{path}?matching_heuristics=True")
     assert model.inside.weight.tolist() == [[3.0, 3.0]]
     with pytest.raises(FileNotFoundError, match=r"absent\.pth does not exist"):

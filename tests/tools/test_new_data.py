@@ -196,6 +196,32 @@ def test_a_config_is_not_overwritten_unasked(
     assert (tmp_path / "my.yaml").read_text() != "mine"
 
 
+def test_a_picture_is_not_overwritten_unasked(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    sheet = tmp_path / "photograph.png"
+    sheet.write_text("mine")
+    arguments = ["--train", coco_spec(2), "--sheet", str(sheet)]
+    assert f"{sheet} exists: name another" in last_line(new_data, *arguments)
+    assert sheet.read_text() == "mine"
+
+
+def test_a_split_without_a_box_to_train_on_is_said(
+    new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    spec = coco_spec(1, images=2)
+    path = Path(spec.removeprefix("coco://").rpartition(":")[0])
+    content, said = json.loads(path.read_text()), []
+    for boxed in (1, 2):  # one of them comes into the test set
+        annotations = [a for a in content["annotations"] if a["image_id"] == boxed]
+        path.write_text(json.dumps({**content, "annotations": annotations}))
+        try:
+            said.append(new_data("--train", spec, "--test-fraction", "0.5", "--overwrite"))
+        except SystemExit as error:
+            said.append(str(error))
+    assert sum("has a box to train on" in text for text in said) == 1
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_part_does_not_overwrite_a_file_unasked(
     new_data: Callable[..., str], coco_spec: Callable[..., str], tmp_path: Path, part: str
