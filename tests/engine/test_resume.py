@@ -110,7 +110,7 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(
         expected, found = (load(tmp_path / run / name) for run in ("whole", "output"))
         assert same(expected, found)
     assert found["trainer"]["iteration"] == 5
-    assert found["data"] == {"seed": 1, "position": 6}
+    assert found["data"] == {"seed": 1, "position": 6, "records": 3}
     momentum = found["trainer"]["_trainer"]["optimizer"]["state"][0]["momentum_buffer"]
     assert momentum.abs().sum() > 0
     assert found["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 6
