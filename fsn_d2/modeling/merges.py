@@ -58,7 +58,9 @@ class ConcatMerge(Merge):
     Without attentions it is what of it is no merit of the banks: the convolution.
     """
 
-    start = None  # the convolution starts small, so the banks need not
+    # The convolution starts small too. With banks of full scale behind it, few channels learnt only
+    # now and then at high learning rates: projects/FSN/README.md, "How the banks begin".
+    start = 0.0
 
     def __init__(self, channels: int, num_banks: int) -> None:
         super().__init__()
