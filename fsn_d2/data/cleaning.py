@@ -190,7 +190,7 @@ def _clean_images(
 def _other_frame(source: Source, image: Coco, seen: Seen) -> Problem | None:
     """Boxes of an image that was turned or scaled: in the real one they would lie elsewhere."""
     width, height = image["width"], image["height"]
-    if not all(isinstance(side, (int, float)) and side > 0 for side in (width, height)):
+    if not all(isinstance(n, (int, float)) and _is_finite(n) and n > 0 for n in (width, height)):
         return None
     text = f"{source.spec.path}: {image['file_name']} is annotated as {width} x {height}, "
     if seen.turned and seen.size == (height, width):

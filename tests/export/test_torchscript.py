@@ -199,15 +199,14 @@ def test_what_is_no_number_is_infinitely_far_from_one(number: float) -> None:
     assert not in_boxes.within() and not in_scores.within()
 
 
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_models_that_both_find_no_number_agree(number: float) -> None:
+def test_models_that_both_find_no_number_agree() -> None:
     class Strange(Fixed):
         def inference(self, inputs: list[dict], do_postprocess: bool) -> list[Instances]:
             (found,) = super().inference(inputs, do_postprocess)
-            found.pred_boxes.tensor[1, 3] = number
+            found.pred_boxes.tensor[1, 3] = math.nan
             return [found]
 
-    boxes = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, number]])
+    boxes = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, math.nan]])
     rest = (torch.tensor([0, 1]), torch.tensor([0.9, 0.5]), torch.tensor([9, 9]))
     equal = compare_export(Strange(), lambda image: (boxes, *rest), [torch.zeros(3, 9, 9)])
     assert equal == ExportDifference(images=1, detections=2)
