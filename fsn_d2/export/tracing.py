@@ -16,7 +16,7 @@ from torch import Tensor, nn
 def detect(model: Any, inputs: list[dict[str, Tensor]]) -> list[dict[str, Instances]]:
     """What is exported: the detections in one image, in its own pixels, without rescaling."""
     found = model.inference(inputs, do_postprocess=False)[0]
-    # Dense detectors leave this to their postprocessing.
+    # Boxes end at the border, which dense detectors leave to their postprocessing.
     height, width = found.image_size
     x1, y1, x2, y2 = found.pred_boxes.tensor.unbind(dim=1)
     sides = [x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)]
