@@ -79,18 +79,19 @@ def check_args(args: argparse.Namespace) -> None:
     for name in (*args.train, *args.test):
         if parse_spec(name) is None:
             raise ValueError(f"{name!r} is no data set of your own; use {SPEC_SYNTAX}.")
-    written = [args.output]
+    written = {args.output: "--output"}
     if args.test_fraction is not None:
-        written += [part_path(args.output, part) for part in PARTS]
+        written |= {part_path(args.output, part): "--output" for part in PARTS}
     if args.sheet:
-        written.append(args.sheet)
+        written[args.sheet] = "--sheet"
     for path in filter(Path.exists, written):
+        option = written[path]
         if name := next((n for n in (*args.train, *args.test) if is_file_of(n, path)), None):
             raise ValueError(
-                f"{path} would be replaced, and {name!r} reads it: name another --output."
+                f"{path} would be replaced, and {name!r} reads it: name another {option}."
             )
         if not args.overwrite:
-            raise ValueError(f"{path} exists: name another --output, or add --overwrite.")
+            raise ValueError(f"{path} exists: name another {option}, or add --overwrite.")
     if args.sheet and args.sheet.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--sheet {args.sheet}: give a name that ends in .png or .jpg.")
     if args.test_fraction is not None and (args.test or len(args.train) > 1):

@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from fsn_d2.engine import one_line_errors, setup
-from fsn_d2.evaluation import evaluation_folder
+from fsn_d2.evaluation import evaluation_folder, first_test_set
 from fsn_d2.report import build_facts, read_evaluated, render_page
 
 EXAMPLE = """example:
@@ -36,10 +36,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def choose(dataset: str | None, cfg: CfgNode) -> str:
-    test = list(cfg.DATASETS.TEST)
-    if not test or dataset not in [None, *test]:
+    first, test = first_test_set(cfg), list(cfg.DATASETS.TEST)
+    if dataset not in [None, *test]:
         raise ValueError(f"--dataset: expected one of DATASETS.TEST, {test}, got {dataset!r}.")
-    return dataset or test[0]
+    return dataset or first
 
 
 def write(path: Path, page: str) -> None:

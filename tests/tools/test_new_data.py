@@ -202,7 +202,9 @@ def test_a_picture_is_not_overwritten_unasked(
     sheet = tmp_path / "photograph.png"
     sheet.write_text("mine")
     arguments = ["--train", coco_spec(2), "--sheet", str(sheet)]
-    assert f"{sheet} exists: name another" in last_line(new_data, *arguments)
+    assert f"{sheet} exists: name another --sheet, or add --overwrite" in last_line(
+        new_data, *arguments
+    )
     assert sheet.read_text() == "mine"
 
 
