@@ -4,7 +4,8 @@
 Every run is an ordinary train_net.py with the same budget. Where the grid has learning rates, each
 method's is chosen on the data set's tuning split with the first seed. A run that is done with
 today's settings, for this grid or another, is not repeated, one that was interrupted goes on; so
-the command can be stopped and given again at any time. Results, one JSON per run, tables
+the command can be stopped and given again at any time. Settings are those of the config: after a
+change of the code, remove the files of the runs that it concerns. Results, one JSON per run, tables
 (README.md) and pictures are kept in benchmarks/results/<grid>. Those of this repository are there
 already: to make them again, or to begin on another machine, name a folder by --results.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -23,9 +25,9 @@ from comparison.cost import measure_costs
 from comparison.grid import ROOT, Grid, Run, read_grid
 from comparison.plots import save_plots
 from comparison.report import cost_path, machine_of, markdown, read_cost
-from comparison.results import Results, collect, write_json
-from comparison.runner import RunFailed, Runner, Slots, slots_for
-from comparison.settings import config_of_run
+from comparison.results import Results, RunFailed, collect, write_json
+from comparison.runner import Runner, Slots, slots_for
+from comparison.settings import check_runs, config_of_run
 from tqdm import tqdm
 
 from fsn_d2.engine import one_line_errors
@@ -54,7 +56,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="these seeds alone")
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: suited)")
     parser.add_argument("--gpus-per-job", type=int, default=1, help="where there are GPUs")
-    parser.add_argument("--cost-rounds", type=int, default=7, help="of timing (default 7)")
+    parser.add_argument("--cost-rounds", type=_rounds, default=7, help="of timing (default 7)")
     parser.add_argument("--keep", action="store_true", help="keep checkpoints and detections")
     parser.add_argument("--plan", action="store_true", help="say how long it takes, and end")
     parser.add_argument("--cost", action="store_true", help="measure costs anew, and end")
@@ -65,7 +67,24 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help="folder of the runs (default output/<grid>; with --results the folder work in it)",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    # The program works in the project's folder.
+    for name in ("results", "work"):
+        if (path := getattr(args, name)) is not None:
+            setattr(args, name, path.absolute())
+    if _is_file(args.grid):
+        args.grid = str(Path(args.grid).absolute())
+    return args
+
+
+def _rounds(word: str) -> int:
+    if (number := int(word)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def _is_file(grid: str) -> bool:
+    return grid.endswith((".yaml", ".yml"))
 
 
 def chosen(names: list[Choice] | None, known: Collection[Choice], what: str) -> list[Choice]:
@@ -115,23 +134,24 @@ class Plan:
         return next((run for run in self.left() if run.name not in self.started), None)
 
     def hours(self, slots: Slots) -> tuple[int, float]:
-        """Runs that are left, and how long they take, by the measured steps."""
+        """Runs that are left, and how long they take, by the steps that were measured before."""
         seconds, count = 0.0, 0
         for data in self.data:
-            cost = (read_cost(self.results, data) or {})["methods"]
+            cost = read_cost(self.results, data) or {"methods": {}}
             for method in self.methods:
                 tuning = self.grid.tuning_runs(data, method)
                 runs = [*tuning, *self.grid.seed_runs(data, method, None, self.seeds)]
                 seeds = self.results.of_seeds(data, method, self.seeds)
                 results = [*map(self.results.read, tuning), *seeds]
-                step = cost[method]["seconds_per_iteration"]["median"]
+                step = cost["methods"][method]["seconds_per_iteration"]["median"]
+                # On a CPU runs share the threads with which a step was timed.
+                shared = not slots.gpus_per_job and cost["facts"]["threads"] > 1
                 for run, result in zip(runs, results, strict=True):
                     if result is None:
                         count += 1
-                        seconds += step * config_of_run(run).SOLVER.MAX_ITER
-        # On a CPU runs share the threads with which a step was timed.
-        shares = not slots.gpus_per_job and torch.get_num_threads() > 1
-        return count, seconds / 3600 / (1 if shares else slots.jobs)
+                        iterations = config_of_run(run).SOLVER.MAX_ITER
+                        seconds += step * iterations / (1 if shared else slots.jobs)
+        return count, seconds / 3600
 
     def describe(self, slots: Slots) -> str:
         """In a line, with the machines that the steps were timed on."""
@@ -171,16 +191,23 @@ def carry_out(plan: Plan, slots: Slots, work: Path, *, keep: bool) -> None:
             tqdm.write(f"{run.name}: AP {result['metrics']['AP']:.1f}, {minutes:.1f} minutes")
 
 
-def write_report(results: Results) -> None:
+def write_report(results: Results, command: str) -> None:
     path = results.folder / "README.md"
     results.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(results))
+    path.write_text(markdown(results, command))
     pictures = save_plots(results, results.folder)
     print("\n".join(f"{name} written" for name in [path, *pictures]))
 
 
+def report_command(grid: str, results: Path | None) -> str:
+    """What makes the report, in the project's folder."""
+    folder = [] if results is None else ["--results", os.path.relpath(results)]
+    name = os.path.relpath(grid) if _is_file(grid) else grid
+    return shlex.join(["python", "benchmarks/compare.py", name, "--report", *folder])
+
+
 def grid_of(name: str) -> Grid:
-    return read_grid(Path(name) if name.endswith((".yaml", ".yml")) else GRIDS / f"{name}.yaml")
+    return read_grid(Path(name) if _is_file(name) else GRIDS / f"{name}.yaml")
 
 
 def results_of(grid: Grid, name: str, folder: Path | None) -> Results:
@@ -205,6 +232,7 @@ def main() -> None:
     os.chdir(ROOT)  # paths in configs and grids are relative to the project
     with one_line_errors():
         grid = grid_of(args.grid)
+        check_runs(grid)
         gpus = torch.cuda.device_count()
         slots = slots_for(args.jobs, gpus, args.gpus_per_job, usable_cores())
         data = chosen(args.data, grid.data, "data")
@@ -212,6 +240,7 @@ def main() -> None:
         seeds = chosen(args.seeds, grid.seeds, "seeds")
         results = results_of(grid, args.grid, args.results)
         plan = Plan(results, data, methods, seeds)
+        plan.left()  # results of earlier versions are refused now
         if not args.report:
             measure_missing_costs(plan, args.cost_rounds, anew=args.cost)
     if args.plan:
@@ -224,7 +253,7 @@ def main() -> None:
             carry_out(plan, slots, args.work or default, keep=args.keep)
         except RunFailed as error:
             sys.exit(f"error: {error}")
-    write_report(results)
+    write_report(results, report_command(args.grid, args.results))
 
 
 if __name__ == "__main__":

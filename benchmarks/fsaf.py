@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from harness.machine import facts
 from harness.timing import Contender, clock_of, ratio, spread, take_turns
 from torch import Tensor
 
-from fsn_d2.engine import load_config
+from fsn_d2.engine import load_config, one_line_errors
 from fsn_d2.modeling.meta_arch import FSAF
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,11 +106,19 @@ def scene_of(args: argparse.Namespace) -> Scene:
 
 
 def build(scene: Scene, mode: str) -> FSAF:
-    """The same random weights for every mode, as far as the modes share them."""
+    """The same random weights for every mode, as far as the modes share them.
+
+    Raises:
+        FileNotFoundError: there is no such config file.
+        ValueError: its model is another.
+    """
     opts = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", scene.device, "MODEL.FSAF.MODE", mode]
     cfg: CfgNode = load_config(scene.config, opts)
     torch.manual_seed(0)
-    return build_model(cfg)
+    model = build_model(cfg)
+    if not isinstance(model, FSAF):
+        raise ValueError(f"--config-file {scene.config}: its model must be an FSAF, as fsaf_*'s")
+    return model
 
 
 @torch.no_grad()
@@ -203,10 +210,9 @@ def lines_of(row: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with one_line_errors():
         scene = scene_of(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        build(scene, "joint")
     torch.set_num_threads(scene.threads)
     about = facts(scene.device, scene.threads)
     print(f"{about['gpu'] or about['cpu']}, threads {scene.threads}; torch {about['torch']}")

@@ -244,7 +244,7 @@ def scaling(scene: Scene) -> list[dict[str, Any]]:
         for grid in GRIDS:
             model = build(scene, name, "MODEL.FSN.GRID", str(grid)).eval()
             for multiple in MULTIPLES if grid == 3 else (1,):
-                count = int(multiple * scene.proposals)
+                count = max(int(multiple * scene.proposals), 1)
                 calls[name, count, grid] = Stage(model, scene, count).pooling()
     for call in calls.values():
         call()
@@ -303,7 +303,6 @@ def main() -> None:
         print(f"parameters of {name}: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
     rows = compare_models(scene, models)
     by_size = scaling(scene)
-    print("\n".join([line for row in rows for line in lines_of(row)] + scaling_lines(by_size)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "facts": about,
@@ -313,6 +312,7 @@ def main() -> None:
         "scaling": by_size,
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print("\n".join([line for row in rows for line in lines_of(row)] + scaling_lines(by_size)))
     print(f"{args.out} written")
 
 

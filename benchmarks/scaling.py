@@ -113,6 +113,9 @@ def main() -> None:
     parser.add_argument("--between", type=float, default=12.5, help="GB/s of a machine's network")
     parser.add_argument("--epochs", type=float, default=12.17, help="default: the 1x schedule")
     args = parser.parse_args()
+    for name, value in vars(args).items():
+        if name != "config_file" and not value > 0:
+            parser.error(f"--{name} must be more than 0, got {value}")
     with one_line_errors():
         parameters = learnt_parameters(args.config_file)
     setting = Setting(

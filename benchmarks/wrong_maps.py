@@ -51,7 +51,8 @@ def readings_of(regions: int, ratios: int) -> dict[str, Reading]:
     """The rows.
 
     Args:
-        regions, ratios: maps of each bank, in the order of space and of height / width.
+        regions, ratios: maps of each bank, in the order of space and of height / width; odd, so
+            that one is in the middle.
     """
     own_region, own_ratio = range(regions), range(ratios)
     opposite_region, opposite_ratio = own_region[::-1], own_ratio[::-1]
@@ -146,8 +147,8 @@ def main() -> None:
         cfg = load_config(args.config_file, [*args.opts, "OUTPUT_DIR", folder])
         register_digits()
         register_datasets(cfg, eval_only=True)
+        about = {"facts": facts(torch.device(cfg.MODEL.DEVICE).type, torch.get_num_threads())}
         rows = measure(cfg)
-    about = {"facts": facts(cfg.MODEL.DEVICE, torch.get_num_threads())}
     write_json(args.out, {**about, "settings": settings_of_config(cfg), "rows": rows})
     print(f"{report(rows)}\n{args.out} written")
 

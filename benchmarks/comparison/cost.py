@@ -60,9 +60,11 @@ def measure_costs(runs: Mapping[str, Run], rounds: int) -> dict[str, Any]:
         configs = {name: _timed_config(run, Path(folder)) for name, run in runs.items()}
         first = next(iter(configs.values()))
         batch = _first_batch(first)
+        about = facts(torch.device(first.MODEL.DEVICE).type, torch.get_num_threads())
         measured = _measure(configs, batch, rounds)
+        torch.cuda.empty_cache()  # the trainings that this process waits for want it
         return {
-            "facts": facts(first.MODEL.DEVICE, torch.get_num_threads()),
+            "facts": about,
             "batch": len(batch),
             "proposals": PROPOSALS,
             "rounds": rounds,
@@ -109,7 +111,7 @@ def _take_turns(
         call()
     contenders = {name: Contender(call, torch.get_num_threads()) for name, call in calls.items()}
     device = next(iter(configs.values())).MODEL.DEVICE
-    return take_turns(contenders, clock_of(device), 0.0, (rounds, rounds))
+    return take_turns(contenders, clock_of(torch.device(device).type), 0.0, (rounds, rounds))
 
 
 def _first_batch(cfg: CfgNode) -> list[dict]:

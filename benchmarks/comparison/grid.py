@@ -6,9 +6,9 @@ It is a YAML file; benchmarks/grids/main.yaml shows every key.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -162,11 +162,13 @@ def read_grid(path: Path) -> Grid:
         content = yaml.safe_load(path.read_text())
         grid = Grid(
             name=path.stem,
-            seeds=tuple(int(seed) for seed in content.pop("seeds")),
+            seeds=tuple(map(_seed, content.pop("seeds"))),
             rates=_numbers(content.pop("rates", ())),
             options=content.pop("options", None) or {},
-            data={key: DataSet(key, **value) for key, value in content.pop("data").items()},
-            methods={key: _method(key, value) for key, value in content.pop("methods").items()},
+            data={key: _entry(DataSet, key, value) for key, value in content.pop("data").items()},
+            methods={
+                key: _entry(Method, key, value) for key, value in content.pop("methods").items()
+            },
         )
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
@@ -177,9 +179,42 @@ def read_grid(path: Path) -> Grid:
     return grid
 
 
-def _method(name: str, keys: Mapping[str, Any]) -> Method:
-    method = Method(name, **keys)
-    return method if method.rates is None else replace(method, rates=_numbers(method.rates))
+Entry = TypeVar("Entry", DataSet, Method)
+KINDS: Mapping[str, type] = {
+    "configs": str,
+    "system": str,
+    "options": dict,
+    "tuning": dict,
+    "against": list,
+    "rates": list,
+}
+
+
+def _entry(kind: type[Entry], name: Any, keys: Mapping[str, Any]) -> Entry:
+    """A data set or method; a key without a value is left out."""
+    given = {key: value for key, value in keys.items() if value is not None}
+    try:
+        for key, value in given.items():
+            if key in KINDS and not isinstance(value, KINDS[key]):
+                raise TypeError(f"{key} must be a {KINDS[key].__name__}, got {value!r}")
+        if "rates" in given:
+            given["rates"] = _numbers(given["rates"])
+        return kind(_name(name), **given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _name(name: Any) -> str:
+    """Names are parts of paths."""
+    if not isinstance(name, str) or not name or "/" in name:
+        raise ValueError(f"a name must be a word without '/', got {name!r}")
+    return name
+
+
+def _seed(seed: Any) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seeds must be whole numbers from 0 on, got {seed!r}")
+    return seed
 
 
 def _numbers(rates: Sequence[Any]) -> tuple[float, ...]:
@@ -191,6 +226,8 @@ def _check(path: Path, grid: Grid, unknown: set[str]) -> None:
         raise ValueError(f"{path}: unknown keys {sorted(unknown)}")
     if not grid.seeds:
         raise ValueError(f"{path}: seeds is empty, give at least one number")
+    if len(set(grid.seeds)) < len(grid.seeds):
+        raise ValueError(f"{path}: seeds must differ, got {list(grid.seeds)}")
     for method in grid.methods.values():
         if strange := set(method.against) - set(grid.methods):
             raise ValueError(f"{path}: {method.name} is against {sorted(strange)}, no such method")

@@ -31,7 +31,7 @@ def channels_after_pooling(run: Run) -> int | None:
     return cfg.MODEL.FPN.OUT_CHANNELS if is_plain else None
 
 
-MARKERS = "os^"  # after every ten methods another one, with the same colours
+MARKERS = "os^vDP*X"  # after every ten methods another one, with the same colours
 AXES: dict[str, Callable[[Run, Cost], float | None]] = {
     "parameters of the stage, millions": lambda run, cost: cost["parameters"] / 1e6,
     "arithmetic of the stage, GMAC per image": lambda run, cost: cost["gmac"],
@@ -60,7 +60,8 @@ def _plot(results: Results, data: str, costs: Mapping[str, Cost], path: Path) ->
             x = place(results.grid.seed_runs(data, name, None)[0], costs[name])
             if x is not None:
                 mean = mean_of(values)
-                style = {"fmt": MARKERS[number // 10], "color": f"C{number % 10}", "capsize": 3}
+                marker = MARKERS[number // 10 % len(MARKERS)]
+                style = {"fmt": marker, "color": f"C{number % 10}", "capsize": 3}
                 axis.errorbar(x, mean.mean, mean.deviation, label=name, **style)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")

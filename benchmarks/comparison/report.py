@@ -11,7 +11,7 @@ from typing import Any
 
 from fsn_d2.evaluation.slices import MEASURES
 
-from .results import Results
+from .results import Results, has_diverged
 from .settings import config_of_run, fingerprint, settings_of
 from .statistics import Interval, Mean, mean_of, paired_interval
 
@@ -19,16 +19,24 @@ DIFFERENCES = ("AP", "AP50", "AP-wide", "AP-square", "AP-tall")
 INTRO = """\
 Mean and standard deviation over the seeds. Intervals are of the seeds, the test images stay the
 same; nominally of 95 %, they hold the true mean of five seeds in 92 % of cases, of three in 75 %,
-of two in half. Stage: the RoI heads, or a dense detector's head; the RPN is in neither. Its
-arithmetic is for one image{proposals}, pooling not counted. Times are medians of turns taken in one
-process. Seconds per image leave out the suppression of final detections, for no score passes the
-threshold. Peak memory is of the runs, so compares between runs of one commit."""
+of two in half, and less often where a seed now and then comes to grief. Stage: the RoI heads, or a
+dense detector's head; the RPN is in neither. Its arithmetic is for one image{proposals}, pooling
+not counted. Times are medians of turns taken in one process. Seconds per image leave out the
+suppression of final detections, for no score passes the threshold. Peak memory is of the runs, so
+compares between runs of one commit. Commits are those at which runs were started or gone on with;
+"with changes" is said of code that was not committed, and until 50f4f2f of new results too."""
 
 
-def markdown(results: Results) -> str:
-    """The report of a grid, as far as its runs are done."""
+def markdown(results: Results, command: str | None = None) -> str:
+    """The report of a grid, as far as its runs are done.
+
+    Args:
+        results: of the grid.
+        command: which makes it; None: that of the repository's grids.
+    """
     grid = results.grid
-    parts = [f"# {grid.name}", f"Made by `python benchmarks/compare.py {grid.name} --report`."]
+    command = command or f"python benchmarks/compare.py {grid.name} --report"
+    parts = [f"# {grid.name}", f"Made by `{command}`."]
     for data in grid.data:
         parts += [f"## {data}", _provenance(results, data)]
         parts += [_accuracy_table(results, data), _difference_table(results, data)]
@@ -37,10 +45,10 @@ def markdown(results: Results) -> str:
 
 def _provenance(results: Results, data: str) -> str:
     runs = [result for name in results.grid.methods for result in done(results, data, name)]
-    found = [facts for run in runs for facts in (run["facts"], *run.get("resumed", ()))]
+    found = _facts(runs)
     machines = sorted(set(map(machine_of, found)))
     versions = sorted({f"torch {facts['torch']}" for facts in found})
-    where = f"Runs: {len(runs)}; commits {_commits(found)}; {', '.join(machines + versions)}."
+    where = f"Runs: {len(runs)}; {', '.join(machines + versions)}."
     cost = read_cost(results, data)
     times = f" Times: {_times(cost['facts'])}." if cost else ""
     proposals = f" with {cost['proposals']} proposals" if cost else ""
@@ -63,6 +71,11 @@ def _fewest(runs: list[dict[str, Any]]) -> str:
         return ""
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
     return f" Test objects of the class that has the fewest: {listed}."
+
+
+def _facts(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of all starts of all runs."""
+    return [facts for run in runs for facts in (run["facts"], *run.get("resumed", ()))]
 
 
 def _commits(found: list[dict[str, Any]]) -> str:
@@ -117,6 +130,7 @@ def _accuracy_table(results: Results, data: str) -> str:
     columns["stage, 10^6 parameters"] = lambda name: _number(cost.get(name), "parameters", 1e-6)
     columns["stage, GMAC"] = lambda name: _number(cost.get(name), "gmac", 1)
     columns["peak memory, MiB"] = lambda name: _memory(done(results, data, name))
+    columns["commits"] = lambda name: _commits(_facts(done(results, data, name))) or "-"
     names = list(results.grid.methods)
     return table(list(columns), [[column(name) for column in columns.values()] for name in names])
 
@@ -170,7 +184,7 @@ def _score(results: Results, data: str, metric: str, method: str) -> str:
 
 
 def _seeds(found: list[dict[str, Any]]) -> str:
-    diverged = sum(result.get("process", {}).get("diverged", False) for result in found)
+    diverged = sum(map(has_diverged, found))
     return f"{len(found)} ({diverged} diverged)" if diverged else str(len(found))
 
 

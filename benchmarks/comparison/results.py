@@ -23,7 +23,12 @@ from .settings import config_of_run, fingerprint, settings_of
 
 WARMUP_LINES = 1  # of metrics.json, whose times hold the first iterations
 STARTS = "starts.json"
+NOTHING = {"metrics": dict.fromkeys(MEASURES, 0.0)}  # what a diverged training detects
 PROVENANCE = ("commit", "uncommitted_changes", "torch", "cpu", "gpu")  # of the facts
+
+
+class RunFailed(RuntimeError):
+    """A training ended with an error, or without what is needed of it."""
 
 
 class Results:
@@ -63,6 +68,8 @@ class Results:
     def rate_of(self, data: str, method: str) -> float | None:
         """The learning rate of the highest AP, by the tuning runs; None: the config's own.
 
+        Every other is better than one at which training diverged.
+
         Raises:
             LookupError: some of these are not done.
         """
@@ -70,7 +77,7 @@ class Results:
         done = {rate: result for rate, result in found.items() if result is not None}
         if len(done) < len(found):
             raise LookupError(f"{data}/{method}: its learning rate is not chosen yet")
-        return max(done, key=lambda rate: done[rate]["metrics"]["AP"], default=None)
+        return max(done, key=lambda rate: _merit(done[rate]), default=None)
 
     def of_seeds(
         self, data: str, method: str, seeds: Sequence[int] | None = None
@@ -81,6 +88,14 @@ class Results:
         except LookupError:
             return [None] * len(self.grid.seeds if seeds is None else seeds)
         return [self.read(run) for run in self.grid.seed_runs(data, method, rate, seeds)]
+
+
+def has_diverged(result: dict[str, Any]) -> bool:
+    return result.get("process", {}).get("diverged", False)
+
+
+def _merit(result: dict[str, Any]) -> float:
+    return -1.0 if has_diverged(result) else result["metrics"]["AP"]
 
 
 def _done_in(folder: Path) -> dict[str, dict[str, Any]]:
@@ -129,10 +144,11 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
         run: which it was.
         output: its OUTPUT_DIR, with what `note_start` wrote.
         process: how it was run: seconds since it was last started, threads, jobs side by side, and
-            whether it diverged: then it detects nothing, and every other learning rate is better.
+            whether it diverged: then it detects nothing.
 
     Raises:
-        FileNotFoundError: it left no evaluation.
+        FileNotFoundError: it left no metrics.
+        RunFailed: these have no AP.
     """
     cfg = config_of_run(run, output)
     first, *later = _starts(output)
@@ -151,16 +167,12 @@ def collect(run: Run, output: Path, process: dict[str, Any]) -> dict[str, Any]:
         "settings": settings_of(run),
         "facts": first,
         "resumed": [{key: start[key] for key in ("date", *PROVENANCE)} for start in later],
-        **(_nothing(run) if process["diverged"] else _evaluation(cfg, output, lines)),
+        **(NOTHING if process["diverged"] else _evaluation(cfg, output, lines)),
         "iterations": cfg.SOLVER.MAX_ITER,
         "seconds_per_iteration": statistics.median(times) if times else None,
         "peak_memory_mib": max(peaks, default=None),
         "process": process,
     }
-
-
-def _nothing(run: Run) -> dict[str, Any]:
-    return {"metrics": {"AP": -1.0} if run.tuning else dict.fromkeys(MEASURES, 0.0)}
 
 
 def _evaluation(cfg: CfgNode, output: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -169,7 +181,13 @@ def _evaluation(cfg: CfgNode, output: Path, lines: list[dict[str, Any]]) -> dict
     detections = folder / "coco_instances_results.json"
     if not detections.is_file():
         said = [item for line in lines for item in line.items() if item[0].startswith("bbox/")]
-        return {"metrics": {key.removeprefix("bbox/"): value for key, value in said}}
+        metrics = {key.removeprefix("bbox/"): value for key, value in said}
+        if "AP" not in metrics:
+            raise RunFailed(
+                f"{output} has neither detections nor bbox/AP in metrics.json: the evaluator of "
+                f"{cfg.DATASETS.TEST[0]} must give one of them"
+            )
+        return {"metrics": metrics}
     register_digits()
     register_datasets(cfg, eval_only=True)
     annotations = Path(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file)

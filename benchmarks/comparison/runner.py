@@ -15,15 +15,11 @@ from types import FrameType
 from typing import Any
 
 from .grid import ROOT, Run
-from .results import note_start
+from .results import RunFailed, note_start
 from .settings import fingerprint, settings_of
 
 POLL_SECONDS = 0.5
 DIVERGED = "FloatingPointError: "  # as train_net.py ends when loss or weights are not finite
-
-
-class RunFailed(RuntimeError):
-    """A training ended with an error."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +173,12 @@ def slots_for(jobs: int, gpus: int, gpus_per_job: int, cores: int) -> Slots:
         cores: CPU cores of the machine.
 
     Raises:
-        ValueError: the machine has less.
+        ValueError: the machine has less, or a number is too small.
     """
+    if jobs < 0 or gpus_per_job < 1:
+        raise ValueError(
+            f"--jobs must be 0 or more and --gpus-per-job 1 or more, got {jobs} and {gpus_per_job}"
+        )
     if not gpus:
         jobs = jobs or max(cores // 2, 1)
         return Slots(jobs, max(cores // jobs, 1), 0)

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from fsn_d2 import add_fsn_config
 from fsn_d2.engine import load_config
 
-from .grid import Run
+from .grid import Grid, Run
 
 PLACE = {"OUTPUT_DIR", "MODEL.DEVICE"}  # where a run writes and on what it runs
 Settings = Mapping[str, str]  # key -> value as JSON
@@ -23,6 +23,19 @@ Settings = Mapping[str, str]  # key -> value as JSON
 def config_of_run(run: Run, output: Path | None = None) -> CfgNode:
     opts = run.opts if output is None else [*run.opts, "OUTPUT_DIR", str(output)]
     return load_config(str(run.config), opts)
+
+
+def check_runs(grid: Grid) -> None:
+    """Raises ValueError, or what reading a config raises, for runs that could not be judged."""
+    for data in grid.data:
+        for method in grid.methods:
+            tuning = grid.tuning_runs(data, method)
+            for run in (*tuning[:1], *grid.seed_runs(data, method, None)[:1]):
+                test = config_of_run(run).DATASETS.TEST
+                if len(test) != 1:
+                    raise ValueError(
+                        f"{data}/{method}: DATASETS.TEST must be one set for one AP, got {test}"
+                    )
 
 
 def settings_of_config(cfg: CfgNode) -> dict[str, str]:

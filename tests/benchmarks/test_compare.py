@@ -140,7 +140,13 @@ def test_a_method_may_have_rates_of_its_own(modules: SimpleNamespace, tmp_path: 
         ({"wrong": 1}, r"unknown keys \['wrong'\]"),
         ({"methods": {"a": {"system": "fsn", "against": ["b"]}}}, r"against \['b'\]"),
         ({"methods": {"a": {"sistem": "fsn"}}}, "sistem"),
+        ({"methods": {"a": {"system": "fsn", "against": "fsn"}}}, "a: against must be a list"),
+        ({"methods": {"a": {"against": []}}}, "a: .*'system'"),
+        ({"methods": {"a/b": {"system": "fsn"}}}, "a/b: a name must be a word"),
         ({"data": {"bccd": {"configs": "Lite0_BCCD"}}}, "bccd needs tuning"),
+        ({"data": {"bccd": {"configs": "Lite0_BCCD", "tuning": ["a"]}}}, "bccd: tuning must be a"),
+        ({"seeds": [0.5]}, "whole numbers from 0 on, got 0.5"),
+        ({"seeds": [1, 1]}, r"seeds must differ, got \[1, 1\]"),
     ],
 )
 def test_a_wrong_grid_is_refused(
@@ -150,6 +156,21 @@ def test_a_wrong_grid_is_refused(
     path.write_text(yaml.safe_dump({**small_grid(), **change}))
     with pytest.raises(ValueError, match=message):
         modules.grid.read_grid(path)
+
+
+def test_a_key_without_a_value_is_left_out(modules: SimpleNamespace, tmp_path: Path) -> None:
+    content = small_grid()
+    content["methods"]["fsn"] |= {"options": None, "against": None, "rates": None}
+    grid = results_of(content, modules, tmp_path).grid
+    assert grid.methods["fsn"] == modules.grid.Method("fsn", "fsn")
+    assert len(grid.tuning_runs("bccd", "fsn")) == 2
+
+
+def test_runs_with_several_test_sets_are_refused(results: Any, modules: SimpleNamespace) -> None:
+    modules.settings.check_runs(results.grid)
+    options = {**results.grid.options, "DATASETS.TEST": "('a', 'b')"}
+    with pytest.raises(ValueError, match=r"bccd/plain: DATASETS.TEST .* got \('a', 'b'\)"):
+        modules.settings.check_runs(replace(results.grid, options=options))
 
 
 def test_a_grid_of_configs_that_do_not_exist_is_refused(
@@ -339,7 +360,6 @@ def test_the_time_that_is_left_by_hand(
     hours: float,
     results: Any,
     modules: SimpleNamespace,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Two rates and two seeds of either method, 10 iterations each; one of the 8 runs is done.
     costs = {
@@ -349,12 +369,11 @@ def test_the_time_that_is_left_by_hand(
         }
         for name, seconds in (("plain", 3.0), ("fsn", 6.0))
     }
-    facts = {"cpu": "a CPU", "gpu": None}
+    facts = {"cpu": "a CPU", "gpu": None, "threads": threads}
     modules.results.write_json(
         modules.report.cost_path(results, "bccd"), {"facts": facts, "methods": costs}
     )
     pretend(results, modules, results.grid.tuning_runs("bccd", "fsn")[1], 40.0)
-    monkeypatch.setattr(modules.compare.torch, "get_num_threads", lambda: threads)
     plan = modules.compare.Plan(results, ["bccd"], ["plain", "fsn"])
     slots = modules.runner.Slots(*slots)
     assert plan.hours(slots) == (7, pytest.approx(hours))
@@ -373,6 +392,26 @@ def test_what_another_grid_has_done_is_not_repeated(
     pretend(second, modules, run, 41.0)  # its own comes first
     assert second.read(run)["metrics"]["AP"] == 41
     assert modules.results.Results(grid, tmp_path / "alone").read(run) is None
+
+
+def test_a_diverged_run_is_the_same_to_every_grid(
+    results: Any, modules: SimpleNamespace, tmp_path: Path
+) -> None:
+    low, high = results.grid.tuning_runs("bccd", "fsn")
+    pretend(results, modules, low, 0.0)  # learnt nothing
+    diverged = json.loads(results.path_of(low).read_text())
+    diverged |= {**modules.results.NOTHING, "process": {"diverged": True}}
+    results.write(high, {**diverged, "settings": modules.settings.settings_of(high)})
+    assert results.rate_of("bccd", "fsn") == 0.01
+    results.write(low, {**diverged, "settings": modules.settings.settings_of(low)})
+    pretend(results, modules, high, 0.0)
+    assert results.rate_of("bccd", "fsn") == 0.02
+    # To a grid without rates the first is a seed.
+    extra = {**results.grid.data["bccd"].tuning, "SOLVER.BASE_LR": 0.01}
+    grid = replace(results.grid, rates=(), options={**results.grid.options, **extra})
+    again = modules.results.Results(grid, tmp_path / "grids" / "second", others=tmp_path)
+    assert modules.report.scores(again, "bccd", "fsn", "AP") == {3: 0.0}
+    assert modules.report.scores(again, "bccd", "fsn", "AP50") == {3: 0.0}
 
 
 # ---------------------------------------------------------------------------- figures
@@ -423,7 +462,8 @@ def test_the_tables_hold_means_and_paired_differences(
     (difference,) = [line for line in text.splitlines() if line.startswith("| fsn - plain |")]
     assert "| +2.0 [+1.0, +3.0] |" in difference and difference.endswith("| 2 |")
     assert "| 0.01 (lowest tried) |" in text
-    assert "1111111" in text and "Runs: 4" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| fsn |")]
+    assert row.endswith("| 1111111 |") and "Runs: 4" in text
 
 
 def test_a_metric_without_objects_leaves_its_cells_empty(
@@ -455,8 +495,31 @@ def test_the_report_says_what_its_figures_rest_on(results: Any, modules: SimpleN
     lost["fewest_objects"] = {"APs": 7, "AP-wide": 1}
     results.write(second, lost)
     text = modules.report.markdown(results)
-    assert "Runs: 2; commits 1111111, 2222222 with changes; a CPU" in text
+    assert "Runs: 2; a CPU, torch 2.0." in text and "| 1111111, 2222222 with changes |" in text
     assert "fewest: APs 7, AP-wide 1." in text and "| 2 (1 diverged) |" in text
+
+
+def test_every_data_set_with_runs_and_costs_has_a_picture(
+    modules: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = small_grid()
+    content["rates"] = []
+    rates = [0.001 * number for number in range(1, 12)]  # more methods than colours
+    content["methods"] = {
+        f"m{number}": {"system": "fsn", "options": {"SOLVER.BASE_LR": rate}}
+        for number, rate in enumerate(rates)
+    }
+    monkeypatch.setattr(modules.plots, "MARKERS", "o")
+    results = results_of(content, modules, tmp_path)
+    assert modules.plots.save_plots(results, tmp_path) == []
+    costs = {}
+    for name in results.grid.methods:
+        run = results.grid.seed_runs("bccd", name, None)[0]
+        pretend(results, modules, run, 40.0)
+        costs[name] = {"settings": modules.settings.settings_of(run), "parameters": 1, "gmac": 0.5}
+    modules.results.write_json(modules.report.cost_path(results, "bccd"), {"methods": costs})
+    (picture,) = modules.plots.save_plots(results, tmp_path)
+    assert Image.open(picture).size[0] > 1000
 
 
 def test_the_channels_that_a_head_gets(modules: SimpleNamespace) -> None:
@@ -486,6 +549,7 @@ if name == "seed3":
 if name == "rate0.02":
     sys.exit("error: no such thing")
 (folder / "arguments").write_text(" ".join(sys.argv))
+(folder / "metrics.json").write_text('{"bbox/AP": 40.0}')
 """
 
 
@@ -541,6 +605,17 @@ def test_what_a_training_left_is_collected(
     assert found["run"]["seed"] == 4 and found["facts"]["threads"] == 1
 
 
+def test_a_training_without_an_evaluation_is_no_result(
+    results: Any, modules: SimpleNamespace, tmp_path: Path
+) -> None:
+    run = results.grid.seed_runs("bccd", "plain", 0.01)[0]
+    (tmp_path / "metrics.json").write_text('{"a_set/bbox/AP": 40.0}')
+    modules.results.note_start(run, tmp_path, 1)
+    process = {"seconds": 60.0, "threads": 1, "jobs": 2, "diverged": False}
+    with pytest.raises(modules.results.RunFailed, match="neither detections nor bbox/AP"):
+        modules.results.collect(run, tmp_path, process)
+
+
 def test_detections_are_judged_in_parts_with_what_these_rest_on(
     modules: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -587,7 +662,7 @@ def test_a_result_has_the_code_it_was_started_and_resumed_with(
         for _ in range(2):
             runner.start(run)
             _, output, process = runner.wait()
-    (output / "metrics.json").write_text("")
+    (output / "metrics.json").write_text('{"bbox/AP": 40.0}')
     found = modules.results.collect(run, output, process)
     assert found["facts"]["commit"] == "a"
     assert [start["commit"] for start in found["resumed"]] == ["b"]
@@ -693,6 +768,9 @@ def test_the_machine_is_divided(modules: SimpleNamespace) -> None:
     assert divide(0, 8, 2, 64) == slots(4, 16, 2)
     with pytest.raises(ValueError, match="this machine has 1"):
         divide(2, 1, 1, 16)
+    for jobs, gpus in ((-1, 1), (0, 0)):
+        with pytest.raises(ValueError, match=rf"--jobs .* got {jobs} and {gpus}"):
+            divide(jobs, 2, gpus, 2)
 
 
 def test_results_of_the_repository_are_replaced_by_its_own_grids_alone(
@@ -707,6 +785,53 @@ def test_results_of_the_repository_are_replaced_by_its_own_grids_alone(
     for name in ("main", str(ROOT / "benchmarks" / "grids" / "main.yaml")):
         theirs = modules.compare.results_of(modules.compare.grid_of(name), name, None)
         assert theirs.folder == ROOT / "benchmarks" / "results" / "main"
+
+
+def test_what_is_left_is_carried_out_and_kept(
+    runner: Any, modules: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {**small_grid(), "rates": [0.01], "seeds": [4, 5]}
+    results = results_of(content, modules, tmp_path)
+    monkeypatch.setattr(modules.compare.Plan, "hours", lambda plan, slots: (6, 0.1))
+    monkeypatch.setattr(modules.compare.Plan, "describe", lambda plan, slots: "6 runs")
+    plan = modules.compare.Plan(results, ["bccd"], list(results.grid.methods))
+    work = tmp_path / "work"
+    modules.compare.carry_out(plan, runner.slots, work, keep=False)
+    kept = sorted(str(path.relative_to(results.folder)) for path in results.folder.rglob("*.json"))
+    of_method = ["rate0.01.json", "seed4.json", "seed5.json"]
+    assert kept == [f"bccd/{name}/{file}" for name in ("fsn", "plain") for file in of_method]
+    assert not [path for path in work.rglob("*") if path.is_file()]
+    assert plan.left() == [] and modules.compare.Plan(results, ["bccd"], ["fsn"]).next() is None
+
+
+def test_paths_are_taken_from_where_the_command_is_given(
+    modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    grid = tmp_path / "mine.yaml"
+    grid.write_text(yaml.safe_dump({**small_grid(), "seeds": []}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare.py", "mine.yaml", "--results", "found"])
+    args = modules.compare.parse_args()
+    assert (args.grid, args.results, args.work) == (str(grid), tmp_path / "found", None)
+    monkeypatch.chdir(ROOT)
+    folder = os.path.relpath(tmp_path, ROOT)
+    assert modules.compare.report_command(args.grid, args.results) == (
+        f"python benchmarks/compare.py {folder}/mine.yaml --report --results {folder}/found"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=rf"error: {grid}: seeds is empty"):
+        modules.compare.main()
+
+
+def test_no_round_of_timing_is_refused(
+    modules: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare.py", "main", "--cost-rounds", "0"])
+    with pytest.raises(SystemExit):
+        modules.compare.parse_args()
+    assert "must be 1 or more, got 0" in capsys.readouterr().err
 
 
 def test_an_unknown_method_is_one_line(
