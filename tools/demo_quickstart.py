@@ -7,11 +7,11 @@ as for train_net.py.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
 
 from fsn_d2.engine import build_trainer, one_line_errors, setup, train
 from fsn_d2.export import export_and_compare
@@ -28,9 +28,18 @@ def with_weights(cfg: CfgNode, path: Path) -> CfgNode:
     return cfg
 
 
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default=str(CONFIG))
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
+    parser.set_defaults(eval_only=False)
+    return parser.parse_args()
+
+
 def main() -> None:
-    args = default_argument_parser(epilog=__doc__).parse_args()
-    args.config_file = args.config_file or str(CONFIG)
+    args = parse_args()
     with one_line_errors():
         cfg = setup(args)
         trainer = build_trainer(cfg, resume=True)

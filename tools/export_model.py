@@ -1,6 +1,9 @@
 #!/usr/bin/env python
 """Exports a trained model to TorchScript, ONNX or both, compares each file with eager on images of
 the test set, measures them side by side, and writes a model card.
+
+That is done on the CPU, where the files then run; with MODEL.DEVICE cuda on a GPU, for a
+TorchScript file that is to run there.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=20, help="test images to compare on")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="MODEL.WEIGHTS path, and other keys")
     parser.set_defaults(eval_only=True)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.opts = ["MODEL.DEVICE", "cpu", *args.opts]  # of two values of a key the last one counts
+    return args
 
 
 def files_to_write(format: str, output: str | None) -> dict[str, Path]:

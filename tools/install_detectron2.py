@@ -11,6 +11,7 @@ compiler and Python's headers, and takes some minutes.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -289,6 +290,13 @@ def install() -> None:
     install_from_pypi()
 
 
+def parse_args() -> argparse.Namespace:
+    """There are none; `--help` must not install."""
+    return argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+
+
 def main() -> int:
     """Returns the exit status: 0 where Detectron2 imports in the end."""
     found = find_installed()
@@ -311,4 +319,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    parse_args()
     sys.exit(main())

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsn_d2.engine import load_config
 from fsn_d2.export import ExportDifference, ExportedFile, Shipment, metadata, model_card
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -152,6 +153,17 @@ def test_the_card_has_no_metrics_of_other_weights(
 ) -> None:
     card = card_of(iteration, METRICS, tmp_path, small_cfg)
     assert "None were found beside the weights" in card and "bbox/AP" not in card
+
+
+@pytest.mark.parametrize(("opts", "device"), [([], "cpu"), (["MODEL.DEVICE", "cuda"], "cuda")])
+def test_files_are_made_on_the_cpu_unless_a_gpu_is_asked_for(
+    opts: list[str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = str(TOOLS.parent / "configs" / "fsn_R50.yaml")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["export_model.py", "--config-file", config, *opts])
+    args = runpy.run_path(str(TOOLS / "export_model.py"))["parse_args"]()
+    assert device == load_config(args.config_file, args.opts).MODEL.DEVICE
 
 
 def test_the_demo_leaves_all_it_promises(

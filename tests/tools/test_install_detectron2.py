@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -284,3 +285,10 @@ def test_no_build_is_isolated_and_the_commit_is_a_full_hash(helper, monkeypatch)
     repository, _, commit = arguments[-1].rpartition("@")
     assert repository == "git+https://github.com/facebookresearch/detectron2"
     assert len(commit) == 40 and set(commit) <= set("0123456789abcdef")
+
+
+def test_help_is_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["install_detectron2.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == 0 and "Three ways" in capsys.readouterr().out
