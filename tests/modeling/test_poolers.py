@@ -375,6 +375,31 @@ def test_fused_equals_composed(
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize(("grid", "shift"), [(5, 1), (2, 1), (3, 2), (4, 3), (1, 1), (3, 0)])
+def test_other_grids_and_shifts_are_read_as_if_maps_were_computed(
+    grid: int, shift: int, box_lists: list[Boxes]
+) -> None:
+    torch.manual_seed(0)
+    pooler = make_pooler(grid=grid)
+    sizes = {str(s): (int(HEIGHT * s), int(WIDTH * s)) for s in PYRAMID}
+    features = {s: torch.randn(2, 8, *size, requires_grad=True) for s, size in sizes.items()}
+    settings = {"grid": grid, "shift": shift, "num_ratios": 3, "kernel_size": 1, "input": "reduced"}
+    ready = AttentionBanks(8, CHANNELS, **settings, start=None)
+    for parameter in ready.parameters():  # biases too, which begin at zero
+        nn.init.normal_(parameter)
+    results = []
+    for readies_maps in (True, False):
+        banks = AttentionBanks(8, CHANNELS, **settings, start=None, readies_maps=readies_maps)
+        banks.load_state_dict(ready.state_dict())
+        refined = pooler(list(banks(features, IMAGE_SIZES).values()), box_lists)
+        weighted = refined * torch.linspace(-1, 1, refined.numel()).view_as(refined)
+        leaves = [*features.values(), *banks.parameters()]
+        results.append([refined, *torch.autograd.grad(weighted.sum(), leaves)])
+    for actual, expected in zip(*results, strict=True):
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * scale)
+
+
 def test_other_pooler_types_are_composed_and_unknown_poolings_refused() -> None:
     assert not make_pooler(pooler_type="ROIPool").is_fused
     with pytest.raises(ValueError, match=r"MODEL\.FSN\.POOLING must be one of .* got 'fast'"):

@@ -162,6 +162,61 @@ def test_the_detections_of_both_are_merged_before_suppression(three: Callable) -
         assert min(of_anchors, len(kept) - of_anchors) > 20
 
 
+# ---------------------------------------------------------------------------- two towers
+
+
+@pytest.mark.parametrize(
+    ("loss", "tower", "other"),
+    [
+        ("loss_fsaf_cls", "cls_subnet", "bbox_subnet"),
+        ("loss_fsaf_box", "bbox_subnet", "cls_subnet"),
+    ],
+)
+def test_a_loss_reaches_its_own_tower_alone(
+    build: Callable, loss: str, tower: str, other: str
+) -> None:
+    model = build("FSAF", "anchor_free")
+    losses_of(model, batch_of([3, 5]))[loss].backward()
+    assert all(p.grad.any() for p in getattr(model.head, tower).parameters())
+    assert all(p.grad is None for p in getattr(model.head, other).parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["anchor_free", "anchors"])
+def test_scores_come_from_the_class_tower_and_boxes_from_the_box_tower(
+    build: Callable, mode: str
+) -> None:
+    changes = {"TEST__DETECTIONS_PER_IMAGE": 100_000, "MODEL__RETINANET__NMS_THRESH_TEST": 2.0}
+    model = build("FSAF", mode, **changes)
+    full = raw_detections_of(model)
+    for parameter in model.head.bbox_subnet.parameters():
+        parameter.zero_()
+    for found, before in zip(raw_detections_of(model), full, strict=True):
+        assert torch.equal(found.scores, before.scores)
+        assert torch.equal(found.pred_classes, before.pred_classes)
+        assert not torch.equal(found.pred_boxes.tensor, before.pred_boxes.tensor)
+    for parameter in model.head.cls_subnet.parameters():
+        parameter.zero_()
+    assert not torch.equal(raw_detections_of(model)[0].scores, full[0].scores)
+
+
+@torch.no_grad()
+def test_the_levels_are_chosen_by_each_towers_own_predictions(build: Callable) -> None:
+    model, batch = build(mode="joint").eval(), batch_of([4, 5])
+    for name, parameter in model.named_parameters():
+        if name.startswith(("head.", "branch.")):  # so that no level is the best for all
+            nn.init.normal_(parameter, std=0.3)
+    features = list(model.backbone(model.preprocess_image(batch).tensor).values())
+    of_class = [model.head.cls_subnet(level) for level in features]
+    of_box = [model.head.bbox_subnet(level) for level in features]
+    instances = [sample["instances"] for sample in batch]
+    right, swapped = (
+        torch.cat(model.branch.choose_levels(model.branch(*towers), instances)).tolist()
+        for towers in ((of_class, of_box), (of_box, of_class))
+    )
+    assert torch.cat(model.choose_levels(batch)).tolist() == right != swapped
+
+
 # ---------------------------------------------------------------------------- every mode
 
 

@@ -52,9 +52,19 @@ def build(cfg: CfgNode, levels: dict[str, int] = PYRAMID) -> nn.Module:
     return build_roi_heads(cfg, shapes)
 
 
-def make_features(levels: dict[str, int] = PYRAMID) -> dict[str, Tensor]:
+def make_features(levels: dict[str, int] = PYRAMID, channels: int = CHANNELS) -> dict[str, Tensor]:
+    """Leaves, which take the gradient that a backbone would get."""
     torch.manual_seed(1)
-    return {n: torch.randn(2, CHANNELS, SIZE[0] // s, SIZE[1] // s) for n, s in levels.items()}
+    return {
+        name: torch.randn(2, channels, SIZE[0] // s, SIZE[1] // s, requires_grad=True)
+        for name, s in levels.items()
+    }
+
+
+def box_gradients(losses: dict[str, Tensor], features: dict[str, Tensor]) -> list[Tensor]:
+    """What reaches the features from the losses of boxes, mask and keypoints left out."""
+    total = sum(loss for name, loss in losses.items() if name.startswith(("loss_cls", "loss_box")))
+    return list(torch.autograd.grad(total, list(features.values()), retain_graph=True))
 
 
 def make_proposals(boxes: list[Boxes]) -> list[Instances]:
@@ -102,7 +112,7 @@ def detections_of(heads: nn.Module, features: dict, boxes: list[Boxes]) -> list[
 
 def check_it_trains(heads: nn.Module, features: dict, boxes: list[Boxes]) -> None:
     """Every parameter gets a gradient, whether or not there are proposals and objects; a gradient
-    that is not zero where there are both.
+    that is not zero where there are both, and then the backbone too.
     """
     parts = [boxes[0], NOTHING[0]]
     batches = [(boxes, boxes), (boxes, NOTHING), (NOTHING, NOTHING), (parts, parts)]
@@ -110,6 +120,8 @@ def check_it_trains(heads: nn.Module, features: dict, boxes: list[Boxes]) -> Non
         heads.zero_grad(set_to_none=True)
         losses = losses_of(heads, features, proposed, objects)
         assert all(torch.isfinite(loss) for loss in losses.values())
+        if objects is boxes:
+            assert any(gradient.any() for gradient in box_gradients(losses, features))
         sum(losses.values()).backward()
         missing = [n for n, p in heads.named_parameters() if p.requires_grad and p.grad is None]
         assert not missing

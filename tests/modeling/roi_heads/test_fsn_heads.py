@@ -7,15 +7,18 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from fsn_d2 import add_fsn_config
 
+from . import small_heads
 from .small_heads import (
     CHANNELS,
     PYRAMID,
     SIZE,
+    box_gradients,
     detections_of,
     losses_of,
     make_images,
@@ -71,13 +74,9 @@ def build(cfg: CfgNode) -> nn.Module:
 
 
 def make_features(cfg: CfgNode) -> dict[str, Tensor]:
-    torch.manual_seed(1)
     if "Res5" in cfg.MODEL.ROI_HEADS.NAME:
-        return {"res4": torch.randn(2, C4_CHANNELS, SIZE[0] // 16, SIZE[1] // 16)}
-    return {
-        name: torch.randn(2, CHANNELS, SIZE[0] // stride, SIZE[1] // stride)
-        for name, stride in PYRAMID.items()
-    }
+        return small_heads.make_features({"res4": 16}, C4_CHANNELS)
+    return small_heads.make_features()
 
 
 # ---------------------------------------------------------------------------- equal to Detectron2
@@ -112,6 +111,9 @@ def test_without_banks_and_with_an_identity_as_reduction_they_are_detectron2s_he
     assert got.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(got[key], value, atol=1e-4, rtol=1e-4)
+    ours, theirs = box_gradients(got, features), box_gradients(expected, features)
+    assert any(gradient.any() for gradient in theirs)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
     pairs = zip(
         detections_of(heads, features, boxes), detections_of(plain, features, boxes), strict=True
     )
@@ -154,9 +156,10 @@ def test_every_loss_is_finite_and_reaches_every_parameter(
     name: str, extras: dict, losses: set, reading: str, boxes: list[Boxes]
 ) -> None:
     cfg = head_cfg(name, MODEL__FSN__SUB_REGION=reading, **extras)
-    heads = build(cfg)
-    found = losses_of(heads, make_features(cfg), boxes)
+    heads, features = build(cfg), make_features(cfg)
+    found = losses_of(heads, features, boxes)
     assert set(found) == losses
+    assert any(gradient.any() for gradient in box_gradients(found, features))
     assert all(torch.isfinite(loss) for loss in found.values())
     sum(found.values()).backward()
     without = [n for n, p in heads.named_parameters() if p.requires_grad and p.grad is None]
@@ -250,6 +253,47 @@ def test_the_config_reaches_the_parts() -> None:
     assert heads.box_pooler.ratios == [0.25, 1.0]
     assert heads.box_pooler.grid == 2
     assert heads.box_head.fc1.in_features == 5 * 7 * 7
+
+
+@pytest.mark.parametrize("name", ["FSNROIHeads", "FSNCascadeROIHeads"])
+@pytest.mark.parametrize("ratio", [0, 3])
+def test_the_sampling_ratio_is_that_of_a_plain_pooler(
+    name: str, ratio: int, boxes: list[Boxes]
+) -> None:
+    changes = {"MODEL__ROI_BOX_HEAD__POOLER_SAMPLING_RATIO": ratio, "MODEL__FSN__RATIOS": []}
+    heads = build(head_cfg(name, MODEL__FSN__SUB_REGION="none", MODEL__FSN__MERGE="sum", **changes))
+    maps = list(heads.box_banks(make_features(head_cfg(name)), [SIZE, SIZE]).values())
+    plain = ROIPooler(7, [1 / s for s in PYRAMID.values()], ratio, "ROIAlignV2")
+    torch.testing.assert_close(heads.box_pooler(maps, boxes), plain([m.roi for m in maps], boxes))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("merge", "activation", "start"),
+    [
+        ("concat", "sigmoid", 0.0),
+        ("sum", "sigmoid", 0.0),
+        ("multiply", "sigmoid", 0.0),
+        ("multiply", "relu", 1.0),
+        ("multiply", "identity", 1.0),
+    ],
+)
+@pytest.mark.parametrize("name", ALL_HEADS)
+def test_the_attention_begins_where_the_merge_changes_nothing(
+    name: str, merge: str, activation: str, start: float, boxes: list[Boxes]
+) -> None:
+    changes = {"MERGE": merge, "ACTIVATION": activation, "BANK_INPUT": "feature", "CHANNELS": 32}
+    cfg = head_cfg(name, **{f"MODEL__FSN__{key}": value for key, value in changes.items()})
+    heads = build(cfg)
+    banks, pooler = (
+        (heads.banks, heads.pooler) if "Res5" in name else (heads.box_banks, heads.box_pooler)
+    )
+    features = make_features(cfg)
+    wide = {key: torch.randn(2, x.shape[1], 64, 64) for key, x in features.items()}
+    attention = pooler.read(list(banks(wide, [SIZE, SIZE]).values()), boxes).attention
+    total = sum(attention)
+    assert total.mean().item() == pytest.approx(start, abs=0.02)
+    assert 0.01 < total.std().item() < 0.1  # two of 0.06 at most, pooled
 
 
 @pytest.mark.parametrize("name", ["FSNROIHeads", "FSNRes5ROIHeads"])
