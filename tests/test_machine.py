@@ -13,9 +13,10 @@ from fsn_d2.machine import Machine, usable_cores
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(3))
+    monkeypatch.setattr("fsn_d2.machine.CPU_QUOTA", Path("/no/such/file"))
     machine = Machine.here()
-    assert (machine.gpus, machine.gpu_memory) == (0, 0)
-    assert machine.cores == len(os.sched_getaffinity(0))
+    assert (machine.gpus, machine.gpu_memory, machine.cores) == (0, 0, 3)
     assert str(Machine(cores=2)) == "no GPU, 2 CPU cores"
 
 

@@ -95,7 +95,14 @@ def testsafe_names_tell_specs_apart() -> None:
     assert all(re.fullmatch(r"[\w.-]+", n) for n in names)
 
 
-def test_builtin_set_whose_files_are_missing(make_cfg) -> None:
+def test_builtin_set_whose_files_are_missing(
+    make_cfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where Detectron2 was told to look when it was imported there may be some.
+    for name, key in (("coco_2017_val", "json_file"), ("voc_2007_trainval", "dirname")):
+        metadata = MetadataCatalog.get(name)
+        moved = str(tmp_path / Path(getattr(metadata, key)).name)
+        monkeypatch.setitem(metadata.__dict__, key, moved)
     message = r"'coco_2017_val'.*instances_val2017\.json does not exist.*\$DETECTRON2_DATASETS"
     with pytest.raises(FileNotFoundError, match=message):
         register_datasets(make_cfg((), ("coco_2017_val",), num_classes=80))

@@ -76,6 +76,15 @@ def test_every_kind_of_file_shows_the_same_picture(tmp_path: Path, name: str) ->
     assert error <= (6 if name in ("cmyk.jpg", "palette.png") else 1)
 
 
+@pytest.mark.parametrize("name", ["colour.png", "colour.tif"])
+@pytest.mark.parametrize(("order", "pixel"), [("RGB", [200, 30, 60]), ("BGR", [60, 30, 200])])
+def test_colours_come_in_the_order_that_is_asked_for(
+    tmp_path: Path, name: str, order: str, pixel: list[int]
+) -> None:
+    Image.new("RGB", (4, 3), (200, 30, 60)).save(tmp_path / name)
+    assert read_image(str(tmp_path / name), order)[1, 2].tolist() == pixel
+
+
 def test_sixteen_bits_are_divided(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 257, 300, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
     image = read_image(str(tmp_path / "deep.png"), "BGR")

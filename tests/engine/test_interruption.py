@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import train_net
+from fsn_d2.engine import interruption
 from fsn_d2.engine.interruption import StopSignal, obey_parent_alone
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +30,23 @@ ENVIRONMENT = os.environ | {
 }
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """Ends what a failed test would leave running."""
+    yield
+    for process in STARTED:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    STARTED.clear()
+
+
 def start(*command: str) -> subprocess.Popen[str]:
     """Starts Python as the first process of a group of its own."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
         env=ENVIRONMENT,
@@ -40,6 +55,8 @@ def start(*command: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> str:
@@ -156,9 +173,9 @@ def in_child() -> Iterator[Callable[[Callable[[], None]], int]]:
             os.kill(child, signal.SIGKILL)
 
 
-def ended_by(child: int) -> int | None:
-    """The signal that ended a process; None if it still runs after a moment."""
-    for _ in range(50):
+def ended_by(child: int, within: float = 0.5) -> int | None:
+    """The signal that ended a process; None if it still runs after so many seconds."""
+    for _ in range(int(within / 0.01)):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.WTERMSIG(status)  # 0: it ended by itself
@@ -167,14 +184,25 @@ def ended_by(child: int) -> int | None:
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_at_once(second: signal.Signals, in_child: Callable) -> None:
+def test_a_second_signal_ends_at_once(
+    second: signal.Signals, in_child: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interruption, "REPEATED_S", 0.0)
     child = in_child(lambda: StopSignal().before_train())
     os.kill(child, signal.SIGTERM)
-    time.sleep(0.8)
-    os.kill(child, signal.SIGTERM)  # within a second: the same one, sent twice
     assert ended_by(child) is None
     os.kill(child, second)
-    assert ended_by(child) == second
+    assert ended_by(child, within=10) == second
+
+
+def test_the_same_signal_sent_twice_counts_once(
+    in_child: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interruption, "REPEATED_S", 60.0)
+    child = in_child(lambda: StopSignal().before_train())
+    for _ in range(2):
+        os.kill(child, signal.SIGTERM)
+        assert ended_by(child) is None
 
 
 def test_a_data_loader_worker_ends_when_its_training_says_so_and_at_nobody_elses_word(
@@ -185,7 +213,7 @@ def test_a_data_loader_worker_ends_when_its_training_says_so_and_at_nobody_elses
         subprocess.run(["kill", "-TERM", str(child)], check=True)  # its sender is no parent
         assert ended_by(child) is None
     os.kill(child, signal.SIGTERM)
-    assert ended_by(child) == 0
+    assert ended_by(child, within=10) == 0
 
 
 def obey_and_wait(ready: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,11 +13,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from detectron2.engine import defaults
 
 from fsn_d2.engine import argument_parser, launch
+from fsn_d2.engine.launch import _prepare_cpu
 
 PROGRAM = Path(__file__).with_name("data_parallel_main.py")
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -37,8 +41,7 @@ def run(mode: str, folder: Path, *prefix: str) -> tuple[int, str]:
     """Exit status and what was said; in two processes unless a prefix starts them."""
     options = () if prefix else ("--num-processes", "2")
     command = [*(prefix or (sys.executable,)), str(PROGRAM), mode, str(folder), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -104,6 +107,36 @@ def test_torchrun_can_start_the_processes(tmp_path: Path) -> None:
     assert [(tmp_path / f"places{rank}.txt").read_text() for rank in range(2)] == [PLACES] * 2
     for rank in range(2):  # gloo's threads would abort an ending process now and then
         assert "gloo" not in (tmp_path / f"threads{rank}.txt").read_text()
+
+
+def test_machines_count_on_where_the_one_before_ends(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    of_all = ["--num-machines", "2", "--num-processes", "1", "--dist-url", url, "--machine-rank"]
+    command = [sys.executable, str(PROGRAM), "places", str(tmp_path), *of_all]
+    started = [subprocess.Popen([*command, rank], env=ENVIRONMENT) for rank in ("0", "1")]
+    try:
+        assert [process.wait(240) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    places = [(tmp_path / f"places{rank}.txt").read_text() for rank in range(2)]
+    assert places == [repr([(0, 2, 0, 1), (1, 2, 0, 1)])] * 2
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setitem(_prepare_cpu.__globals__, "usable_cores", lambda: 8)
+    monkeypatch.setattr(defaults, "create_ddp_model", defaults.create_ddp_model)  # put back
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for processes in (1, 3, 4, 16):
+        _prepare_cpu(processes)
+    assert asked == [8, 2, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    _prepare_cpu(4)
+    assert len(asked) == 4
 
 
 def test_one_process_is_this_one() -> None:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor, HookBase, default_argument_parser, hooks
+from detectron2.modeling import build_model
 from detectron2.utils.events import JSONWriter
 
 import train_net
@@ -264,6 +266,34 @@ def test_training_gives_back_the_metrics_and_eval_only_gives_them_again(
     assert predictions(tmp_path / "again") == found
     assert math.isfinite(evaluated["bbox"]["AP"])
     assert same(evaluated, trained)
+
+
+@pytest.mark.parametrize(("expected", "ends"), [(50.0, False), (200.0, True)])
+def test_results_are_held_to_what_is_expected_of_them(
+    expected: float, ends: bool, tiny_args: Args, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.pth"
+    args = tiny_args("fsn_R50.yaml", small=True)
+    torch.save(
+        {"model": build_model(load_config(args.config_file, args.opts)).state_dict()}, weights
+    )
+    wanted = f"[['bbox', 'AP', {expected}, 51.0]]"  # within 51 of it; an AP lies in 0..100
+    args = tiny_args(
+        "fsn_R50.yaml",
+        "--eval-only",
+        small=True,
+        MODEL__WEIGHTS=weights,
+        MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.0,
+        TEST__EXPECTED_RESULTS=wanted,
+    )
+    with pytest.raises(SystemExit) if ends else nullcontext():
+        train_net.main(args)
+
+
+def test_a_checkpoint_of_no_period_is_refused(tiny_args: Args) -> None:
+    args = tiny_args("fsn_R50.yaml", small=True, SOLVER__CHECKPOINT_PERIOD=0)
+    with pytest.raises(SystemExit, match=r"SOLVER\.CHECKPOINT_PERIOD: .* got 0"):
+        train_net.main(args)
 
 
 @pytest.mark.parametrize("config", ["fsn_mask_R50.yaml", "fsn_R50_C4.yaml", "fsn_cascade_R50.yaml"])

@@ -15,14 +15,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import Metadata
+from detectron2.data import DatasetCatalog, Metadata
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 import train_net
-from fsn_d2.engine import Trainer
-from fsn_d2.engine.watching import EarlyStop, EarlyStopping, SampleImages, ValidationLoss
+from fsn_d2.engine import Trainer, setup
+from fsn_d2.engine.watching import (
+    EarlyStop,
+    EarlyStopping,
+    SampleImages,
+    ValidationLoss,
+    _with_ground_truth,
+)
 from fsn_d2.visualization.curves import read_series, save_curves
 
 Args = Callable[..., Namespace]
@@ -108,6 +114,38 @@ def test_masks_are_drawn_on_the_image_that_the_model_saw() -> None:
     assert drawn.shape == (3, 60, 80)
     coloured = np.abs(drawn.astype(int) - 90).sum(0) > 10
     assert coloured[20:, :38].mean() > 0.9 and coloured[:, 44:].mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("image_format", "shown"), [("BGR", (60, 30, 200)), ("RGB", (200, 30, 60))]
+)
+def test_so_many_samples_are_drawn_in_the_colours_of_their_format(
+    image_format: str, shown: tuple[int, int, int]
+) -> None:
+    pixels = torch.tensor([200, 30, 60])[:, None, None].expand(3, 60, 80)
+    images: dict[str, Any] = {}
+    batches = [[{"image": pixels}] * 2, [{"image": pixels}] * 3]
+    hook = SampleImages(1, lambda: batches, 3, Metadata(thing_classes=["a"]), image_format)
+    storage = SimpleNamespace(put_image=images.__setitem__)
+    hook.trainer = SimpleNamespace(  # type: ignore[assignment]
+        iter=0, max_iter=10, storage=storage, model=Covering()
+    )
+    hook.after_step()
+    assert list(images) == [f"detections/{number}" for number in range(3)]
+    for drawn in images.values():  # the object is in the left half
+        assert tuple(drawn[:, 30, 70].tolist()) == shown
+
+
+def test_the_loss_is_of_so_many_images_at_test_size(tiny_args: Args) -> None:
+    cfg = setup(
+        tiny_args("fsn_R50.yaml", small=True, WATCH__LOSS_IMAGES=2, INPUT__MIN_SIZE_TEST=48)
+    )
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    assert len(records) == 3
+    samples = [sample for (sample,) in _with_ground_truth(cfg)]
+    assert [sample["file_name"] for sample in samples] == [r["file_name"] for r in records[:2]]
+    assert [tuple(sample["image"].shape) for sample in samples] == [(3, 48, 60)] * 2
+    assert all(len(sample["instances"]) for sample in samples)
 
 
 def test_a_training_on_precomputed_proposals_can_be_watched(

@@ -12,6 +12,8 @@ from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from fsn_d2.data import TolerantMapper
@@ -45,8 +47,29 @@ def assert_same_parameters(ours: nn.Module, wanted: nn.Module) -> None:
     assert learnt[0] == learnt[1]
 
 
+def batch_with_objects() -> list[dict]:
+    rng = torch.Generator().manual_seed(0)
+    batch = []
+    for shift in (0.0, 20.0):
+        boxes = torch.tensor([[4.0, 6, 40, 30], [30, 20, 100, 60], [50, 10, 60, 70]]) + shift / 4
+        target = Instances((96, 128), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1, 1]))
+        masks = torch.zeros(3, 96, 128, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = True
+        target.gt_masks = BitMasks(masks)
+        image = torch.randint(256, (3, 96, 128), generator=rng).float()
+        batch.append({"image": image, "instances": target})
+    return batch
+
+
+def losses_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)  # of the sampling of anchors and proposals
+    with torch.no_grad(), EventStorage():
+        return model.train()(batch_with_objects())
+
+
 def assert_same_model(ours: nn.Module, wanted: nn.Module) -> None:
-    """Of the same parameters, and of the same detections with the same weights."""
+    """Of the same parameters, and of the same detections and losses with the same weights."""
     assert_same_parameters(ours, wanted)
     if hasattr(wanted, "proposal_generator"):  # else random boxes leave the image
         torch.nn.init.zeros_(wanted.proposal_generator.rpn_head.anchor_deltas.weight)
@@ -64,6 +87,10 @@ def assert_same_model(ours: nn.Module, wanted: nn.Module) -> None:
     assert len(found[0]) == len(found[1]) > 0
     assert torch.equal(found[0].pred_boxes.tensor, found[1].pred_boxes.tensor)
     assert torch.equal(found[0].scores, found[1].scores)
+    losses, expected = losses_of(ours), losses_of(wanted)
+    assert list(losses) == list(expected)
+    for name, loss in expected.items():
+        assert torch.isfinite(loss) and torch.equal(losses[name], loss), name
 
 
 @pytest.mark.parametrize("name", NAMES)

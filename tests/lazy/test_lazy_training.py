@@ -21,7 +21,7 @@ from detectron2.evaluation import (
 )
 from omegaconf import OmegaConf
 
-from fsn_d2.lazy import evaluate, lazy_config, load_lazy_config
+from fsn_d2.lazy import evaluate, lazy_config, load_lazy_config, train
 from fsn_d2.lazy.loop import prepare_training, register_data
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +66,29 @@ def digits(*overrides: str) -> Any:
 
 def of_set(spec: str) -> list[str]:
     return [f'dataloader.{part}.dataset.names="{spec}"' for part in ("train", "test")]
+
+
+def test_a_training_goes_on_where_it_was(coco_spec: Callable[..., str], tmp_path: Path) -> None:
+    overrides = [
+        *of_set(coco_spec(10)),
+        *(f"dataloader.{part}.num_workers=0" for part in ("train", "test")),
+        "dataloader.train.total_batch_size=2",
+        "model.backbone.bottom_up.pretrained=''",
+        f'train.output_dir="{tmp_path}/output"',
+    ]
+    (tmp_path / "output").mkdir()
+    starts = []
+    for last in (2, 4):
+        cfg = digits(*overrides, f"train.max_iter={last}")
+        register_data(cfg, eval_only=False)
+        prepared = prepare_training(cfg, resume=True)
+        starts.append(prepared.start)
+        momenta = [state["momentum_buffer"] for state in prepared.trainer.optimizer.state.values()]
+        assert bool(momenta) == (last == 4) and all(momentum.any() for momentum in momenta[-3:])
+        train(cfg, prepared)
+    assert starts == [0, 2]
+    checkpoint = torch.load(tmp_path / "output" / "model_final.pth", weights_only=False)
+    assert checkpoint["iteration"] == 3
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from pycocotools import mask
 from pycocotools.coco import COCO
 
@@ -38,6 +39,23 @@ def predict(image: np.ndarray) -> dict[str, Any]:
     found = Instances(image.shape[:2], pred_boxes=Boxes(boxes))
     found.scores, found.pred_classes = torch.tensor([0.9, 0.6]), torch.tensor([1, 0])
     return {"instances": found}
+
+
+def test_colours_reach_the_model_as_bgr_and_the_picture_as_they_were(tmp_path: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT), (200, 30, 60)).save(tmp_path / "red.png")
+    seen: list[list[int]] = []
+
+    def look(image: np.ndarray) -> dict[str, Any]:
+        seen.append(image[5, 5].tolist())
+        nothing = Instances(image.shape[:2], pred_boxes=Boxes(torch.zeros(0, 4)))
+        nothing.scores, nothing.pred_classes = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+        return {"instances": nothing}
+
+    media = find_media([str(tmp_path / "red.png")])
+    detect_media(look, media, tmp_path / "out", classes=CLASSES)
+    assert seen == [[60, 30, 200]]
+    with Image.open(tmp_path / "out" / "red.png") as drawn:
+        assert drawn.convert("RGB").getpixel((5, 5)) == (200, 30, 60)
 
 
 def write_video(path: Path, frames: int) -> None:

@@ -104,6 +104,23 @@ def test_the_sheet_shows_ground_truth_beside_detections(
     assert changed(left, image).any()
 
 
+def test_the_model_is_shown_bgr(
+    tiny_args: Callable[..., Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = setup(tiny_args("fsn_R50.yaml", small=True))
+    (name,) = cfg.DATASETS.TEST
+    seen: list[np.ndarray] = []
+
+    def look(image: np.ndarray) -> dict:
+        seen.append(image.copy())
+        return {"instances": Instances(image.shape[:2])[:0]}
+
+    monkeypatch.setattr("fsn_d2.visualization.detections.Predictor", lambda cfg: look)
+    monkeypatch.setattr("fsn_d2.visualization.detections.draw_detections", lambda rgb, *others: rgb)
+    save_detection_sheet(cfg, name, tmp_path / "sheet.png", images=1)
+    assert np.array_equal(seen[0], cv2.imread(DatasetCatalog.get(name)[0]["file_name"]))
+
+
 def test_a_set_of_fewer_images_than_rows(
     tiny_args: Callable[..., Namespace], tmp_path: Path
 ) -> None:
