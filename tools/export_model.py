@@ -12,6 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from detectron2.config import CfgNode
+
 from fsn_d2.engine import one_line_errors, setup
 from fsn_d2.export import FORMATS, export_files, model_card
 
@@ -35,9 +37,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=20, help="test images to compare on")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="MODEL.WEIGHTS path, and other keys")
     parser.set_defaults(eval_only=True)
-    args = parser.parse_args()
-    args.opts = ["MODEL.DEVICE", "cpu", *args.opts]  # of two values of a key the last one counts
-    return args
+    return parser.parse_args()
+
+
+def on_cpu_unless_asked(cfg: CfgNode, opts: list[str]) -> CfgNode:
+    """Where files are made. The config that `setup` keeps beside the weights stays as it is."""
+    if "MODEL.DEVICE" in opts:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
 
 
 def files_to_write(format: str, output: str | None) -> dict[str, Path]:
@@ -55,7 +66,7 @@ def main() -> None:
     with one_line_errors():
         if card in paths.values():
             raise ValueError(f"--output: {card} is where the model card goes, name the model .ts.")
-        cfg = setup(args)
+        cfg = on_cpu_unless_asked(setup(args), args.opts)
         shipment = export_files(cfg, paths, args.images)
     card.write_text(model_card(cfg, shipment, card.stem), encoding="utf-8")
     print(shipment.table())

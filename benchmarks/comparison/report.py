@@ -23,8 +23,8 @@ of two in half, and less often where a seed now and then comes to grief. Stage: 
 dense detector's head; the RPN is in neither. Its arithmetic is for one image{proposals}, pooling
 not counted. Times are medians of turns taken in one process. Seconds per image leave out the
 suppression of final detections, for no score passes the threshold. Peak memory is of the runs, so
-compares between runs of one commit. Commits are those at which runs were started or gone on with;
-"with changes" is said of code that was not committed, and until 50f4f2f of new results too."""
+compares between runs of one commit. Commits are those at which runs were started or gone on with,
+"with changes" where some code was not committed."""
 
 
 def markdown(results: Results, command: str | None = None) -> str:

@@ -31,7 +31,7 @@ def check_runs(grid: Grid) -> None:
         for method in grid.methods:
             tuning = grid.tuning_runs(data, method)
             for run in (*tuning[:1], *grid.seed_runs(data, method, None)[:1]):
-                test = config_of_run(run).DATASETS.TEST
+                test = json.loads(settings_of(run).get("DATASETS.TEST", "[]"))
                 if len(test) != 1:
                     raise ValueError(
                         f"{data}/{method}: DATASETS.TEST must be one set for one AP, got {test}"

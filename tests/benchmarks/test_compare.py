@@ -169,7 +169,7 @@ def test_a_key_without_a_value_is_left_out(modules: SimpleNamespace, tmp_path: P
 def test_runs_with_several_test_sets_are_refused(results: Any, modules: SimpleNamespace) -> None:
     modules.settings.check_runs(results.grid)
     options = {**results.grid.options, "DATASETS.TEST": "('a', 'b')"}
-    with pytest.raises(ValueError, match=r"bccd/plain: DATASETS.TEST .* got \('a', 'b'\)"):
+    with pytest.raises(ValueError, match=r"bccd/plain: DATASETS.TEST .* got \['a', 'b'\]"):
         modules.settings.check_runs(replace(results.grid, options=options))
 
 

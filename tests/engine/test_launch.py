@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import torch
 from detectron2.engine import defaults
 
 from fsn_d2.engine import argument_parser, launch
-from fsn_d2.engine.launch import _prepare_cpu
+from fsn_d2.engine.launch import _free_address, _prepare_cpu
 
 PROGRAM = Path(__file__).with_name("data_parallel_main.py")
 ROOT = Path(__file__).parents[2]
@@ -110,11 +109,8 @@ def test_torchrun_can_start_the_processes(tmp_path: Path) -> None:
 
 
 def test_machines_count_on_where_the_one_before_ends(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    of_all = ["--num-machines", "2", "--num-processes", "1", "--dist-url", url, "--machine-rank"]
-    command = [sys.executable, str(PROGRAM), "places", str(tmp_path), *of_all]
+    of_all = ["--num-machines", "2", "--num-processes", "1", "--dist-url", _free_address()]
+    command = [sys.executable, str(PROGRAM), "places", str(tmp_path), *of_all, "--machine-rank"]
     started = [subprocess.Popen([*command, rank], env=ENVIRONMENT) for rank in ("0", "1")]
     try:
         assert [process.wait(240) for process in started] == [0, 0]

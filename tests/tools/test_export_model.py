@@ -159,11 +159,11 @@ def test_the_card_has_no_metrics_of_other_weights(
 def test_files_are_made_on_the_cpu_unless_a_gpu_is_asked_for(
     opts: list[str], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = str(TOOLS.parent / "configs" / "fsn_R50.yaml")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(sys, "argv", ["export_model.py", "--config-file", config, *opts])
-    args = runpy.run_path(str(TOOLS / "export_model.py"))["parse_args"]()
-    assert device == load_config(args.config_file, args.opts).MODEL.DEVICE
+    cfg = load_config(str(TOOLS.parent / "configs" / "fsn_R50.yaml"), opts)
+    chosen = runpy.run_path(str(TOOLS / "export_model.py"))["on_cpu_unless_asked"](cfg, opts)
+    assert device == chosen.MODEL.DEVICE
+    assert cfg.MODEL.DEVICE == "cuda"
 
 
 def test_the_demo_leaves_all_it_promises(
