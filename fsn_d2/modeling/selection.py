@@ -4,6 +4,8 @@ and by the RoI's shape. Every index broadcasts to [K, PH, PW].
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,10 @@ def sub_region_in_image(rois: Tensor, image_sizes: list, grid: int) -> Tensor:
     """
     if not image_sizes:
         return torch.zeros(0, 1, 1, dtype=torch.int64, device=rois.device)
-    sides = [torch.as_tensor(side, device=rois.device) for size in image_sizes for side in size]
-    sizes = torch.stack(sides).view(-1, 2)
+    sides = torch.stack([torch.as_tensor(side) for size in image_sizes for side in size])
+    sizes = sides.view(-1, 2).to(rois, non_blocking=True)
     centers_xy = (rois[:, 1:3] + rois[:, 3:5]) / 2
-    centers = centers_xy.flip(1) / sizes.to(rois.dtype)[rois[:, 0].long()]
+    centers = centers_xy.flip(1) / sizes[rois[:, 0].long()]
     return _cells_of(centers, grid)[:, None, None]
 
 
@@ -57,5 +59,6 @@ def nearest_ratio(rois: Tensor, ratios: list[float]) -> Tensor:
     """
     sides = (rois[:, 3:5] - rois[:, 1:3]).clamp(min=torch.finfo(rois.dtype).tiny)
     log_ratio = sides[:, 1].log() - sides[:, 0].log()
-    known = torch.tensor(ratios, dtype=rois.dtype, device=rois.device).log()
-    return (log_ratio[:, None] - known).abs().argmin(dim=1)[:, None, None]
+    # By numbers: to make a tensor of them on a GPU is to wait for it.
+    distances = [(log_ratio - math.log(ratio)).abs() for ratio in ratios]
+    return torch.stack(distances, dim=1).argmin(dim=1)[:, None, None]

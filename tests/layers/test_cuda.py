@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fsn_d2.layers import cuda_library_path, merged_roi_align, selective_roi_align
 from fsn_d2.layers.merged_roi_align import Source
@@ -101,30 +104,51 @@ def test_autograd_asks_for_the_deterministic_form(comparison: Any) -> None:
 def test_runs_on_the_current_stream(comparison: Any) -> None:
     """The inputs are ready only once that stream has come to them."""
     pooling = comparison.draw("multiply", channels=40)
-    expected = comparison.run(OPS, pooling)
     on_gpu = pooling.to("cuda")
-    late = [torch.empty_like(x) for x in on_gpu.inputs]
+    grad_output = torch.randn_like(OPS.selective_roi_align(*on_gpu))
+    expected = comparison.run(OPS, pooling, grad_output=grad_output.cpu())
+    late = [torch.zeros_like(x) for x in on_gpu.inputs]
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
         for target, source in zip(late, on_gpu.inputs, strict=True):
             target.copy_(source)
-        actual = comparison.run(OPS, on_gpu._replace(inputs=late))
+        actual = comparison.run(OPS, on_gpu._replace(inputs=late), grad_output=grad_output)
     stream.synchronize()
     comparison.check(actual, expected)
 
 
-def test_a_cuda_graph_captures_it(comparison: Any) -> None:
-    """Nothing waits for the device, and nothing is copied from memory of the host."""
-    pooling = comparison.draw("multiply").to("cuda")
-    expected = OPS.selective_roi_align(*pooling)
+def require_replay(run: Callable[[], list[Tensor]], inputs: list[Tensor], comparison: Any) -> None:
+    """Nothing waits for the device or is copied from the host: a replay reads the inputs anew."""
+    run()  # loads the kernels, which cannot be captured
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        actual = OPS.selective_roi_align(*pooling)
+        captured = run()
+    for x in inputs:
+        x.mul_(-2)
     graph.replay()
     torch.cuda.synchronize()
-    assert actual.equal(expected)
+    comparison.check(captured, [tensor.cpu() for tensor in run()])
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
+def test_a_cuda_graph_captures_it(deterministic: bool, comparison: Any) -> None:
+    pooling = comparison.draw("multiply").to("cuda")
+    grad_output = torch.randn_like(OPS.selective_roi_align(*pooling))
+    options = {"deterministic": deterministic, "grad_output": grad_output}
+    require_replay(partial(comparison.run, OPS, pooling, **options), pooling.inputs, comparison)
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
+@pytest.mark.parametrize("mode", ["max", "avg"])
+def test_a_cuda_graph_captures_bins(mode: str, deterministic: bool, comparison: Any) -> None:
+    pooling = comparison.draw_bins(mode).to("cuda")
+    grad_output = torch.randn_like(OPS.selective_roi_pool(*pooling))
+    options = {"deterministic": deterministic, "grad_output": grad_output}
+    require_replay(
+        partial(comparison.run_bins, OPS, pooling, **options), pooling.inputs, comparison
+    )
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")

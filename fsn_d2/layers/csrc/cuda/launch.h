@@ -85,10 +85,21 @@ class Cuda {
         " (",
         cudaGetErrorName(error),
         ")",
-        error == cudaErrorNoKernelImageForDevice
-            ? "; the library was built for other GPUs: build it on this machine, or with "
-              "FORCE_CUDA=1 for all"
-            : "");
+        remedy(error));
+  }
+
+  static const char* remedy(cudaError_t error) {
+    switch (error) {
+      case cudaErrorNoKernelImageForDevice:
+        return "; the library was built for other GPUs: build it on this machine, or with "
+               "FORCE_CUDA=1 for all";
+      case cudaErrorInsufficientDriver:
+      case cudaErrorUnsupportedPtxVersion:
+        return "; the driver is older than the CUDA toolkit that the library was built with: "
+               "update the driver, or build with an older toolkit";
+      default:
+        return "";
+    }
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
