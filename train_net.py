@@ -25,7 +25,7 @@ def main(args: Namespace) -> OrderedDict:
         cfg = setup(args)
         if args.eval_only:
             check_evaluation(cfg)
-            model = build_trained_model(cfg)
+            model = build_trained_model(cfg, resume=args.resume)
         else:
             trainer = build_trainer(cfg, resume=args.resume)
     return evaluate(cfg, model) if args.eval_only else train(trainer)

@@ -30,7 +30,7 @@ def main(args: Namespace) -> OrderedDict:
         default_setup(cfg, args)
         register_data(cfg, eval_only=args.eval_only)
         if args.eval_only:
-            model = build_trained_model(cfg)
+            model = build_trained_model(cfg, resume=args.resume)
         else:
             prepared = prepare_training(cfg, resume=args.resume)
     return evaluate(cfg, model) if args.eval_only else train(cfg, prepared)

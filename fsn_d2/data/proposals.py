@@ -19,10 +19,17 @@ def check_proposal_files(cfg: CfgNode, *, eval_only: bool = False) -> None:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or holds something other than arrays and plain containers.
+        ValueError: a data set has none, or a file is broken, or holds something other than arrays
+            and plain containers.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return
-    train, test = cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST
-    for path in test if eval_only else (*train, *test):
-        read_plain_pickle(PathManager.get_local_path(path))
+    for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        sets, paths = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
+        if len(paths) != len(sets):
+            raise ValueError(
+                f"DATASETS.PROPOSAL_FILES_{split}: MODEL.LOAD_PROPOSALS is True, so expected one "
+                f"file for each of the {len(sets)} sets of DATASETS.{split}, got {len(paths)}."
+            )
+        for path in paths:
+            read_plain_pickle(PathManager.get_local_path(path))

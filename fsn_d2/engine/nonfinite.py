@@ -1,8 +1,10 @@
-"""A loss that is infinite or not a number: found before it reaches a weight, its images named."""
+"""A loss that is infinite or not a number: found before it reaches a weight, its images named.
+And weights that became so nevertheless."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +16,13 @@ from torch import Tensor, nn
 from ..checkpoint import Checkpointer
 from .loss_normalizers import loss_normalizers, set_loss_normalizers
 
-__all__ = ["REACTIONS", "BatchSkipped", "NonFiniteLoss"]
+__all__ = [
+    "REACTIONS",
+    "BatchSkipped",
+    "NonFiniteLoss",
+    "refuses_numbers",
+    "require_finite_weights",
+]
 
 REACTIONS = ("stop", "skip")
 # What Detectron2's Boxes.clip ("Box tensor contains infinite or NaN!") and fvcore's IoU losses
@@ -27,7 +35,10 @@ class BatchSkipped(Exception):
 
 
 class NonFiniteLoss(HookBase):
-    """Looks at the losses after every forward pass with gradients, in all processes alike.
+    """Looks at the losses of every training step, in all processes alike.
+
+    The trainer takes its step inside `guarding`; between steps the model is left as it is, so that
+    it can be copied.
 
     Detectron2 refuses boxes that are not finite inside the forward pass, before there are losses:
     what it raises in training mode counts as a loss that is not a number.
@@ -35,7 +46,8 @@ class NonFiniteLoss(HookBase):
     "stop" raises FloatingPointError, which names the parts of the loss, the images and the last
     good checkpoint. "skip" raises `BatchSkipped`, for the trainer to go on with the next batch:
     weights, optimizer, running statistics of norms and loss normalizers stay as they were. The
-    count goes to the metrics as ``skipped_batches`` and into checkpoints.
+    count goes to the metrics as ``skipped_batches`` and into checkpoints. Where the weights are the
+    reason, no batch would help, and it stops too.
 
     Args:
         reaction: "stop" or "skip" (SOLVER.NONFINITE).
@@ -51,23 +63,27 @@ class NonFiniteLoss(HookBase):
         self._skips = reaction == "skip"
         self._checkpointer = checkpointer
         self._skipped = 0
-        self._handles: list[Any] = []
         self._statistics: list[Tensor] = []
         self._normalizers: list[float | None] = []
         self._refusal = ""  # what the model said in the running forward pass
 
-    def before_train(self) -> None:
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Looks at what the trainer's model computes inside it."""
         model = self.trainer.model
+        own = {"forward": vars(model)["forward"]} if "forward" in vars(model) else {}
         self._forward = model.forward
         vars(model)["forward"] = self._guarded  # goes before the class's method
+        handles = [model.register_forward_hook(self._check)]
         if self._skips:
-            self._handles.append(model.register_forward_pre_hook(self._keep_statistics))
-        self._handles.append(model.register_forward_hook(self._check))
-
-    def after_train(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        vars(self.trainer.model).pop("forward", None)
+            handles.append(model.register_forward_pre_hook(self._keep_statistics))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            del vars(model)["forward"]
+            vars(model).update(own)
 
     def after_step(self) -> None:
         if self._skips:
@@ -93,9 +109,7 @@ class NonFiniteLoss(HookBase):
         try:
             return self._forward(*inputs, **named)
         except (FloatingPointError, AssertionError) as error:
-            asserted = any(words in str(error) for words in NOT_NUMBERS)
-            of_numbers = isinstance(error, FloatingPointError) or asserted
-            if not (of_numbers and self.trainer.model.training):
+            if not (refuses_numbers(error) and self.trainer.model.training):
                 raise
             self._refusal = str(error)
             return {"refused": torch.tensor(torch.nan)}
@@ -113,11 +127,10 @@ class NonFiniteLoss(HookBase):
         message = f"Loss is not finite at iteration {self.trainer.iter}: {found}."
         if not self._skips:
             raise FloatingPointError(
-                f"{message} Last good checkpoint: {self._checkpointer.last_checkpoint or 'none'}. "
-                "Look at the images' annotations, start from it (MODEL.WEIGHTS, without --resume, "
-                "which keeps its learning rate) with a lower SOLVER.BASE_LR, or leave such batches "
-                "out with SOLVER.NONFINITE skip."
+                f"{message} {_how_to_go_on(self._checkpointer)} with a lower SOLVER.BASE_LR, look "
+                "at the images' annotations, or leave such batches out with SOLVER.NONFINITE skip."
             )
+        require_finite_weights(self._checkpointer)
         for buffer, before in zip(_running_statistics(model), self._statistics, strict=True):
             buffer.copy_(before)
         set_loss_normalizers(model, self._normalizers)
@@ -133,6 +146,35 @@ class NonFiniteLoss(HookBase):
         what = f'"{self._refusal}"' if self._refusal else ", ".join(parts)
         images = [str(sample.get("file_name", "without file_name")) for sample in batch]
         return f"{what or 'the sum of all parts'} for {', '.join(images)}"
+
+
+def refuses_numbers(error: Exception) -> bool:
+    """Whether a model in training mode raised it in the place of a loss that is not a number."""
+    asserted = isinstance(error, AssertionError) and any(w in str(error) for w in NOT_NUMBERS)
+    return isinstance(error, FloatingPointError) or asserted
+
+
+def require_finite_weights(checkpointer: Checkpointer) -> None:
+    """
+    Raises:
+        FloatingPointError: a weight of the checkpointer's model is infinite or not a number.
+    """
+    for name, weight in checkpointer.model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise FloatingPointError(
+                f"Weights are no longer finite, {name} for one, so they are not saved. "
+                f"{_how_to_go_on(checkpointer)} with a lower SOLVER.BASE_LR, or clip gradients "
+                "(SOLVER.CLIP_GRADIENTS)."
+            )
+
+
+def _how_to_go_on(checkpointer: Checkpointer) -> str:
+    if not checkpointer.last_checkpoint:
+        return "There is no good checkpoint yet. Start anew"
+    return (
+        f"Last good checkpoint: {checkpointer.last_checkpoint}. Start from it (MODEL.WEIGHTS, "
+        "without --resume, which keeps its learning rate)"
+    )
 
 
 def _trains(model: nn.Module) -> bool:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from ..checkpoint import Checkpointer
 from .interruption import EXIT_CODE, StopSignal
 from .loss_normalizers import loss_normalizers
+from .nonfinite import require_finite_weights
 from .random_state import random_state
 
 __all__ = ["Checkpoint", "CheckpointAfterEvaluation"]
@@ -56,7 +56,7 @@ class Checkpoint(hooks.PeriodicCheckpointer):
         periodic = done % self.period == 0 or done >= self.max_iter
         stops = any(comm.all_gather(self._stop.requested))
         if periodic or stops:
-            _require_finite(self.checkpointer)
+            require_finite_weights(self.checkpointer)  # so that the last checkpoint is a good one
             state = {
                 "random_states": comm.gather(random_state()),
                 "loss_normalizers": comm.gather(loss_normalizers(self.checkpointer.model)),
@@ -96,15 +96,3 @@ class CheckpointAfterEvaluation(Checkpoint):
         self.trainer.iter -= 1  # back in the iteration that was evaluated
         self._save_or_stop(pending=False)
         self.trainer.iter += 1
-
-
-def _require_finite(checkpointer: Checkpointer) -> None:
-    """So that the last checkpoint is a good one."""
-    for name, weight in checkpointer.model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise FloatingPointError(
-                f"Weights are no longer finite, {name} for one, so they are not saved. Last good "
-                f"checkpoint: {checkpointer.last_checkpoint or 'none'}. Start from it "
-                "(MODEL.WEIGHTS, without --resume, which keeps its learning rate) with a lower "
-                "SOLVER.BASE_LR, or clip gradients (SOLVER.CLIP_GRADIENTS)."
-            )

@@ -7,6 +7,7 @@ import os
 import sys
 import weakref
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from .output_folder import begin_anew, claimed, remove_what_kills_left
 from .random_state import set_random_state
 from .saving import Checkpoint, CheckpointAfterEvaluation
 from .training_stream import TrainingStream, build_training_stream
-from .watching import Curves, EarlyStop, watching_hooks
+from .watching import Curves, EarlyStop, Evaluation, watching_hooks
 from .weights import last_checkpoint, load_weights, resume_or_load
 
 logger = logging.getLogger(__name__)
@@ -76,26 +77,30 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks and this project's, in the order in which they run.
 
         A hook that has a state (`state_dict`, `load_state_dict`) finds it again after a resume.
-        One that acts on an evaluation belongs between EvalHook and the writers.
+        One that acts on an evaluation belongs between `Evaluation` and the writers.
         """
         self.checkpointer = self._build_checkpointer()
         inherited = super().build_hooks()
         inherited = [h for h in inherited if not isinstance(h, hooks.PeriodicCheckpointer)]
-        evaluation = next(i for i, h in enumerate(inherited) if isinstance(h, hooks.EvalHook))
+        place = next(i for i, h in enumerate(inherited) if isinstance(h, hooks.EvalHook))
         stop, solver, eval_period = StopSignal(), self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
         saving = (self.checkpointer, solver.CHECKPOINT_PERIOD, eval_period, stop)
         return [
             stop,
-            *inherited[:evaluation],
+            *inherited[:place],
             NonFiniteLoss(solver.NONFINITE, self.checkpointer),
             PeakMemory(),
             Checkpoint(*saving),
-            inherited[evaluation],
+            Evaluation(eval_period, self._test),
             *watching_hooks(self.cfg, self.checkpointer),
-            *inherited[evaluation + 1 :],
+            *inherited[place + 1 :],
             CheckpointAfterEvaluation(*saving),
             *([Curves(self.cfg.OUTPUT_DIR)] if comm.is_main_process() else []),
         ]
+
+    def _test(self) -> OrderedDict:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def _build_checkpointer(self) -> Checkpointer:
         parts: dict[str, Any] = {"trainer": weakref.proxy(self)}
@@ -138,7 +143,13 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> Any:
         with claimed(self.cfg.OUTPUT_DIR):
-            return super().train()
+            try:
+                return super().train()
+            except EarlyStop as stop:
+                logger.info("Ended after iteration %d of %d: %s", self.iter, self.max_iter, stop)
+                with self.checkpointer.aside():
+                    self.checkpointer.save("model_final", iteration=self.iter - 1)
+                return None
 
     def before_train(self) -> None:
         super().before_train()
@@ -179,8 +190,10 @@ class Trainer(DefaultTrainer):
             hook.after_step()
 
     def run_step(self) -> None:
+        guards = (hook.guarding() for hook in self._hooks if isinstance(hook, NonFiniteLoss))
         try:
-            super().run_step()
+            with next(guards, nullcontext()):
+                super().run_step()
         except BatchSkipped as skipped:
             logger.warning("%s", skipped)
 
@@ -228,18 +241,19 @@ def check_evaluation(cfg: CfgNode) -> None:
         )
 
 
-def build_trained_model(cfg: CfgNode) -> nn.Module:
-    """Builds the model and loads MODEL.WEIGHTS into it.
+def build_trained_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:
+    """Builds the model and loads MODEL.WEIGHTS or, with `resume`, the last checkpoint into it.
 
     Args:
         cfg: the config.
+        resume: take the last checkpoint of OUTPUT_DIR where there is one.
 
     Raises:
         FileNotFoundError, ValueError: the weights are missing or refused, or a key of the config
             has a value that the model cannot have.
     """
     model = Trainer.build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS)
+    load_weights(model, cfg.MODEL.WEIGHTS, last_of=cfg.OUTPUT_DIR if resume else "")
     return model
 
 
@@ -252,13 +266,21 @@ def build_trainer(cfg: CfgNode, *, resume: bool = False) -> Trainer:
 
     Raises:
         FileNotFoundError, ValueError: as `resume_or_load` and `check_evaluation`, or mixed
-            precision is asked for without a GPU, or checkpoints of no period.
+            precision is asked for without a GPU, or checkpoints of no period, or a batch cannot
+            be scaled from the REFERENCE_WORLD_SIZE.
     """
     check_evaluation(cfg)
-    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+    solver = cfg.SOLVER
+    if solver.CHECKPOINT_PERIOD < 1:
         raise ValueError(
             f"SOLVER.CHECKPOINT_PERIOD: expected 1 iteration or more, got "
-            f"{cfg.SOLVER.CHECKPOINT_PERIOD}."
+            f"{solver.CHECKPOINT_PERIOD}."
+        )
+    if solver.REFERENCE_WORLD_SIZE > 0 and solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE:
+        raise ValueError(
+            f"SOLVER.REFERENCE_WORLD_SIZE: expected a number of processes among which the "
+            f"{solver.IMS_PER_BATCH} images of SOLVER.IMS_PER_BATCH can be shared out, got "
+            f"{solver.REFERENCE_WORLD_SIZE}. Give the number that the config was made for, or 0."
         )
     require_device_of_amp(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP.ENABLED")
     trainer = Trainer(cfg)
@@ -298,7 +320,7 @@ def train(trainer: Trainer) -> OrderedDict:
         FloatingPointError: the loss is not finite.
     """
     try:
-        _train_or_stop(trainer)
+        trainer.train()
     except Exception as error:
         if not disk_is_full(error):
             raise
@@ -307,12 +329,3 @@ def train(trainer: Trainer) -> OrderedDict:
     if trainer.cfg.TEST.AUG.ENABLED:
         results.update(trainer.test_with_tta(trainer.cfg, trainer.model))
     return results
-
-
-def _train_or_stop(trainer: Trainer) -> None:
-    try:
-        trainer.train()
-    except EarlyStop as stop:
-        logger.info("Ended after iteration %d of %d: %s", trainer.iter, trainer.max_iter, stop)
-        with trainer.checkpointer.aside():
-            trainer.checkpointer.save("model_final", iteration=trainer.iter - 1)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from ..data import TolerantMapper
 from ..visualization.curves import save_curves
 from ..visualization.drawing import draw_detections
 from .loss_normalizers import loss_normalizers, set_loss_normalizers
+from .nonfinite import refuses_numbers
 from .random_state import own_random_numbers
 
 __all__ = [
@@ -36,7 +37,9 @@ __all__ = [
     "Curves",
     "EarlyStop",
     "EarlyStopping",
+    "Evaluation",
     "KnownMetric",
+    "Metric",
     "SampleImages",
     "ValidationLoss",
     "watching_hooks",
@@ -46,8 +49,16 @@ logger = logging.getLogger(__name__)
 Batches = Callable[[], Iterable[list[dict[str, Any]]]]
 
 
+class Evaluation(hooks.EvalHook):
+    """Detectron2's hook, which after an interruption in the last iteration would still evaluate."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+
+
 class _AtEvaluation(HookBase):
-    """Acts when Detectron2's EvalHook does, during training; to stand behind it."""
+    """Acts when `Evaluation` does, during training; to stand behind it."""
 
     def __init__(self, period: int) -> None:
         self._period = period
@@ -82,12 +93,23 @@ class ValidationLoss(_AtEvaluation):
         losses: list[float] = []
         with _as_in_training(model), torch.no_grad(), own_random_numbers(0, gpu=True):
             for batch in self._batches():
-                with EventStorage():  # what the model counts is not the training's
-                    losses.append(float(sum(model(batch).values())))
+                # What the model counts is not the training's, nor are its pictures: in iteration 0
+                # it would draw some, whatever VIS_PERIOD.
+                with EventStorage(1):
+                    losses.append(_loss(model, batch))
         parts = [value for part in comm.all_gather(losses) for value in part]
         if parts:
             mean = sum(parts) / len(parts)
             self.trainer.storage.put_scalar("validation_loss", mean, smoothing_hint=False)
+
+
+def _loss(model: nn.Module, batch: list[dict[str, Any]]) -> float:
+    try:
+        return float(sum(model(batch).values()))
+    except (FloatingPointError, AssertionError) as error:
+        if not refuses_numbers(error):
+            raise
+        return math.nan
 
 
 class _as_in_training:
@@ -146,7 +168,9 @@ class SampleImages(_AtEvaluation):
             for number, sample in enumerate(islice(samples, self._count)):
                 # Without the original size, detections and masks are in this image's pixels.
                 alone = {key: sample[key] for key in sample if key not in ("height", "width")}
-                self._draw(number, sample, model([alone])[0]["instances"])
+                found = model([alone])[0]
+                if "instances" in found:  # an RPN alone has proposals
+                    self._draw(number, sample, found["instances"])
         model.train(was_training)
 
     def _draw(self, number: int, sample: dict[str, Any], found: Any) -> None:
@@ -156,24 +180,35 @@ class SampleImages(_AtEvaluation):
         self.trainer.storage.put_image(f"detections/{number}", drawn.transpose(2, 0, 1))
 
 
-def _full_name(metric: str, known: Iterable[str]) -> str | None:
-    """The name that a metric goes by among others; with several test sets the first set's."""
-    found = (name for name in known if name == metric or name.endswith(f"/{metric}"))
-    return next(found, None)
+class Metric(NamedTuple):
+    """A metric to watch.
+
+    Attributes:
+        name: as the evaluators name it, "bbox/AP", or with several test sets "my_set/bbox/AP".
+        first_set: the test set whose metric it is where there are several and none is named.
+    """
+
+    name: str
+    first_set: str
+
+    def find(self, known: Container[str]) -> str | None:
+        """The name that it goes by among others."""
+        names = (self.name, f"{self.first_set}/{self.name}")
+        return next((name for name in names if name in known), None)
 
 
 class KnownMetric(_AtEvaluation):
     """Ends a training whose evaluations have no such metric, instead of waiting for it in vain.
 
-    An evaluation without any detection tells nothing of that: it has the metrics of boxes alone,
-    and none is a number.
+    An evaluation without any detection in a set tells nothing of that: it has the metrics of boxes
+    alone, and none is a number.
     """
 
-    def __init__(self, period: int, metric: str) -> None:
+    def __init__(self, period: int, metric: Metric) -> None:
         """
         Args:
             period: TEST.EVAL_PERIOD.
-            metric: as for `BestModel`.
+            metric: to look for.
         """
         super().__init__(period)
         self._metric = metric
@@ -184,13 +219,18 @@ class KnownMetric(_AtEvaluation):
             ValueError: there are results, as in the main process alone, and the metric is not
                 among them.
         """
-        known = flatten_results_dict(self.trainer.last_results)
-        says_something = any(math.isfinite(value) for value in known.values())
-        if says_something and _full_name(self._metric, known) is None:
+        results = self.trainer.last_results
+        known = flatten_results_dict(results)
+        of_sets = results.values() if self._metric.first_set in results else [results]
+        if all(map(_says_something, of_sets)) and self._metric.find(known) is None:
             raise ValueError(
                 f"WATCH.METRIC: expected one of the evaluation's metrics, {', '.join(known)}, got "
-                f"{self._metric!r}. Name one of them."
+                f"{self._metric.name!r}. Name one of them."
             )
+
+
+def _says_something(results: dict[str, Any]) -> bool:
+    return any(math.isfinite(value) for value in flatten_results_dict(results).values())
 
 
 class BestModel(hooks.BestCheckpointer):
@@ -199,20 +239,19 @@ class BestModel(hooks.BestCheckpointer):
     Checkpoints to resume from stay what they are.
     """
 
-    def __init__(self, period: int, checkpointer: Checkpointer, metric: str) -> None:
+    def __init__(self, period: int, checkpointer: Checkpointer, metric: Metric) -> None:
         """
         Args:
             period: TEST.EVAL_PERIOD.
             checkpointer: writes in the main process.
-            metric: to be large, as the evaluators name it: "bbox/AP". Where several sets have it,
-                the first one's, unless a set's name is before it: "my_set/bbox/AP".
+            metric: to be large.
         """
-        super().__init__(period, _Untagged(checkpointer), metric)
+        super().__init__(period, _Untagged(checkpointer), metric.name)
         self._metric = metric
 
     def _best_checking(self) -> None:
         known = self.trainer.storage.latest()
-        self._val_metric = _full_name(self._metric, known) or self._metric
+        self._val_metric = self._metric.find(known) or self._metric.name
         super()._best_checking()
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,11 +279,11 @@ class EarlyStop(BaseException):
 class EarlyStopping(_AtEvaluation):
     """Ends the training when a number of evaluations in a row was no better than the best."""
 
-    def __init__(self, period: int, metric: str, patience: int) -> None:
+    def __init__(self, period: int, metric: Metric, patience: int) -> None:
         """
         Args:
             period: TEST.EVAL_PERIOD.
-            metric: as for `BestModel`.
+            metric: to be large.
             patience: evaluations.
         """
         super().__init__(period)
@@ -256,12 +295,12 @@ class EarlyStopping(_AtEvaluation):
     def before_step(self) -> None:
         if self._waited >= self._patience:
             raise EarlyStop(
-                f"{self._metric} was not above {self._best:.2f} in {self._waited} evaluations."
+                f"{self._metric.name} was not above {self._best:.2f} in {self._waited} evaluations."
             )
 
     def evaluated(self) -> None:
         known = self.trainer.storage.latest()
-        name = _full_name(self._metric, known)
+        name = self._metric.find(known)
         if name is not None:  # known to the main process alone
             latest = known[name]
             is_better = latest[0] > self._best
@@ -305,11 +344,12 @@ def watching_hooks(cfg: CfgNode, checkpointer: Checkpointer) -> list[HookBase]:
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         images = partial(_without_ground_truth, cfg)
         found.append(SampleImages(period, images, watch.SAMPLES, metadata, cfg.INPUT.FORMAT))
-    found.append(KnownMetric(period, watch.METRIC))
+    metric = Metric(watch.METRIC, cfg.DATASETS.TEST[0])
+    found.append(KnownMetric(period, metric))
     if comm.is_main_process():  # which alone knows the metrics
-        found.append(BestModel(period, checkpointer, watch.METRIC))
+        found.append(BestModel(period, checkpointer, metric))
     if watch.PATIENCE:
-        found.append(EarlyStopping(period, watch.METRIC, watch.PATIENCE))
+        found.append(EarlyStopping(period, metric, watch.PATIENCE))
     return found
 
 

@@ -54,19 +54,21 @@ def resume_or_load(
     return checkpointer.resume_or_load(weights, resume=resume)
 
 
-def load_weights(model: nn.Module, weights: str) -> None:
+def load_weights(model: nn.Module, weights: str, *, last_of: str = "") -> None:
     """Loads MODEL.WEIGHTS into a model that is to be used, each of its tensors.
 
     Args:
         model: gets the weights, in place.
         weights: path or URL; empty: keep the model as it is, with a warning.
+        last_of: folder of a training, whose last checkpoint goes before, where there is one.
 
     Raises:
         FileNotFoundError, ValueError: as `resume_or_load`, or the weights do not fit.
     """
-    if not weights:
+    checkpointer = Checkpointer(model, last_of)
+    if not weights and not (last_of and checkpointer.has_checkpoint()):
         logger.warning("MODEL.WEIGHTS is empty: the model has learnt nothing yet.")
-    resume_or_load(Checkpointer(model), weights, resume=False, strict=True)
+    resume_or_load(checkpointer, weights, resume=bool(last_of), strict=True)
 
 
 def without_start_weights(cfg: CfgNode) -> CfgNode:

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 
 
 def detect(model: Any, inputs: list[dict[str, Tensor]]) -> list[dict[str, Instances]]:
-    """What is exported: the detections in one image, in its own pixels, without rescaling."""
+    """What is exported: the detections in one image, in its own pixels, without rescaling.
+
+    Raises:
+        ValueError: the architecture gives something else.
+    """
     found = model.inference(inputs, do_postprocess=False)[0]
+    if not isinstance(found, Instances):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {type(model).__name__} cannot be exported: expected one that "
+            f"gives detections, as GeneralizedRCNN and FSAF do, got a {type(found).__name__}."
+        )
     # Boxes end at the border, which dense detectors leave to their postprocessing.
     height, width = found.image_size
     x1, y1, x2, y2 = found.pred_boxes.tensor.unbind(dim=1)
@@ -28,8 +37,14 @@ def traceable(model: nn.Module, image: Tensor) -> TracingAdapter:
     """The model in inference mode, from one float32 Tensor[3, H, W] to a tuple of tensors.
 
     Raises:
-        ValueError: the architecture cannot leave its detections in the pixels of its input.
+        ValueError: the architecture cannot leave its detections in the pixels of its input, or
+            wants proposals beside it.
     """
+    if getattr(model, "proposal_generator", model) is None:
+        raise ValueError(
+            "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, and an exported model has to "
+            "find its own proposals. Export one that was trained with RPN."
+        )
     if not hasattr(model, "inference"):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE {type(model).__name__} has no `inference` to export. For "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from functools import reduce
 from typing import Any, NamedTuple
@@ -85,14 +86,28 @@ class PreparedTraining(NamedTuple):
     results: OrderedDict[str, Any]
 
 
-def build_trained_model(cfg: DictConfig) -> nn.Module:
+def _build_model(cfg: DictConfig, *, resume: bool) -> nn.Module:
+    """Start weights of the backbone are not read where all weights will be replaced."""
+    bottom_up = cfg.model.get("backbone", {}).get("bottom_up", {})
+    goes_on = resume and os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))
+    if "pretrained" in bottom_up and (cfg.train.init_checkpoint or goes_on):
+        bottom_up.pretrained = ""
+    return instantiate(cfg.model).to(cfg.train.device)
+
+
+def build_trained_model(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
     """Builds the model and loads `train.init_checkpoint` into it.
+
+    Args:
+        cfg: as from `load_lazy_config`.
+        resume: prefer the last checkpoint of `train.output_dir`, where there is one.
 
     Raises:
         FileNotFoundError, ValueError: the weights are missing or refused.
     """
-    model = instantiate(cfg.model).to(cfg.train.device)
-    load_weights(model, cfg.train.init_checkpoint)
+    model = _build_model(cfg, resume=resume)
+    last_of = cfg.train.output_dir if resume else ""
+    load_weights(model, cfg.train.init_checkpoint, last_of=last_of)
     return model
 
 
@@ -118,7 +133,7 @@ def prepare_training(cfg: DictConfig, *, resume: bool = False) -> PreparedTraini
             without a GPU.
     """
     require_device_of_amp(cfg.train.amp.enabled, cfg.train.device, "train.amp.enabled")
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = _build_model(cfg, resume=resume)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)

@@ -31,6 +31,7 @@ def proposals_cfg(folder: Path, *, load: bool, **files: Any) -> CfgNode:
         if content is not None:
             path.write_bytes(pickle.dumps(content))
         cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = (str(path),)
+        cfg.DATASETS[split] = (f"my_{split.lower()}",)
     return cfg
 
 
@@ -66,3 +67,12 @@ def test_a_number_that_is_no_box_mode_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"TRAIN\.pkl"):
         check_proposal_files(proposals_cfg(tmp_path, load=True, TRAIN=None))
+
+
+@pytest.mark.parametrize("paths", [(), ("TRAIN.pkl", "TRAIN.pkl")])
+def test_every_set_has_a_file_of_its_own(paths: tuple[str, ...], tmp_path: Path) -> None:
+    cfg = proposals_cfg(tmp_path, load=True, TRAIN={})
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = tuple(str(tmp_path / path) for path in paths)
+    with pytest.raises(ValueError, match=rf"PROPOSAL_FILES_TRAIN: .* the 1 sets.*got {len(paths)}"):
+        check_proposal_files(cfg)
+    check_proposal_files(cfg, eval_only=True)

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 
 import train_net
-from fsn_d2.engine import interruption
+from fsn_d2.engine import Trainer, interruption
 from fsn_d2.engine.interruption import StopSignal, obey_parent_alone
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,34 @@ def test_sigterm_to_the_whole_group_saves_and_ends_with_143(
     final = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
     assert final["iteration"] == done
     assert final["data"]["position"] == done + 1
+
+
+class Signal(HookBase):
+    """Sends SIGTERM to its own training."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_in_the_last_iteration_leaves_the_evaluation_to_a_resume(
+    tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[int] = []
+    test, build = Trainer.test.__func__, Trainer.build_hooks  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        Trainer, "test", classmethod(lambda *args: (evaluated.append(1), test(*args))[1])
+    )
+    monkeypatch.setattr(Trainer, "build_hooks", lambda trainer: [*build(trainer), Signal(1)])
+    with pytest.raises(SystemExit) as ended:
+        train_net.main(tiny_args("fsn_R50.yaml", small=True))
+    assert ended.value.code == 143 and evaluated == []
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+    train_net.main(tiny_args("fsn_R50.yaml", "--resume", small=True))
+    assert evaluated == [1]
 
 
 # ---------------------------------------------------------------------------- the signal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from argparse import Namespace
@@ -17,11 +18,12 @@ from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 import train_net
 from fsn_d2.checkpoint import Checkpointer
 from fsn_d2.engine import Trainer
-from fsn_d2.engine.nonfinite import BatchSkipped, NonFiniteLoss
+from fsn_d2.engine.nonfinite import REACTIONS, BatchSkipped, NonFiniteLoss
 from fsn_d2.engine.watching import ValidationLoss
 
 Args = Callable[..., Namespace]
@@ -130,7 +132,9 @@ def test_without_a_checkpoint_none_is_named(
     (tmp_path / "output").mkdir()
     Checkpointer(nn.Linear(1, 1), str(tmp_path / "output")).save("of_another_training")
     spoil(Spoil(float("nan"), 0))
-    with pytest.raises(FloatingPointError, match="Last good checkpoint: none"):
+    with pytest.raises(
+        FloatingPointError, match=r"There is no good checkpoint yet\. Start anew with a lower"
+    ):
         train_net.main(tiny_args("fsn_R50.yaml", **RUN))
 
 
@@ -238,6 +242,52 @@ def test_the_count_goes_on_after_a_resume(
     assert json.loads(lines[-1])["skipped_batches"] == 2
 
 
+class SpoilWeights(HookBase):
+    """As a step of far too high a learning rate does."""
+
+    def after_step(self) -> None:
+        if self.trainer.iter == 1:
+            next(self.trainer.model.parameters()).data[:] = torch.nan
+
+
+def test_weights_that_are_no_numbers_are_not_skipped_over(
+    tiny_args: Args, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = Trainer.build_hooks
+    monkeypatch.setattr(Trainer, "build_hooks", lambda t: [*build(t), SpoilWeights()])
+    run = {**RUN, **RUNNING_STATISTICS, "SOLVER__CHECKPOINT_PERIOD": 100}
+    with pytest.raises(FloatingPointError, match=r"Weights are no longer finite.*no good checkpo"):
+        train_net.main(tiny_args("fsn_R50.yaml", **run, SOLVER__NONFINITE="skip"))
+
+
+class Averaging(HookBase):
+    """Keeps a running average of the weights in a copy of the model, as EMA hooks do."""
+
+    def before_train(self) -> None:
+        self.model = self.trainer.model
+        self.average = AveragedModel(self.model)
+
+    def before_step(self) -> None:
+        self.latest = copy.deepcopy(self.model)
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.model)
+
+
+@pytest.mark.parametrize("reaction", REACTIONS)
+def test_hooks_can_copy_the_model(
+    reaction: str, tiny_args: Args, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook, build = Averaging(), Trainer.build_hooks
+    monkeypatch.setattr(Trainer, "build_hooks", lambda trainer: [*build(trainer), hook])
+    train_net.main(tiny_args("fsn_R50.yaml", **RUN, SOLVER__NONFINITE=reaction))
+    assert hook.average.n_averaged == 5
+    trained, average = hook.model.state_dict(), hook.average.module.state_dict()
+    assert trained.keys() == average.keys()
+    assert any(not trained[name].equal(average[name]) for name in trained)
+    assert not any("forward" in vars(model) for model in (hook.model, hook.latest))
+
+
 def test_another_reaction_is_refused(tiny_args: Args) -> None:
     with pytest.raises(SystemExit, match=r"error: SOLVER\.NONFINITE.*'stop', 'skip'.*'ignore'"):
         train_net.main(tiny_args("fsn_R50.yaml", **RUN, SOLVER__NONFINITE="ignore"))
@@ -272,8 +322,10 @@ def batches(rank: int) -> Iterator[list[dict[str, Any]]]:
 
 class Steps(SimpleTrainer):
     def run_step(self) -> None:
+        guard = next(hook for hook in self._hooks if isinstance(hook, NonFiniteLoss))
         try:
-            super().run_step()
+            with guard.guarding():
+                super().run_step()
         except BatchSkipped as skipped:
             self.skipped = (self.iter, str(skipped))
 

@@ -268,6 +268,20 @@ def test_training_gives_back_the_metrics_and_eval_only_gives_them_again(
     assert same(evaluated, trained)
 
 
+def test_eval_only_with_resume_takes_the_last_checkpoint(tiny_args: Args, tmp_path: Path) -> None:
+    """As Detectron2's own train_net.py does; where there is none, MODEL.WEIGHTS."""
+    trained = train_net.main(tiny_args("fsn_R50.yaml", small=True, **DETECTS))
+    found = predictions(tmp_path / "output")
+    again = tiny_args("fsn_R50.yaml", "--eval-only", "--resume", small=True, **DETECTS)
+    (tmp_path / "output" / "inference" / "coco_instances_results.json").unlink()
+    assert same(train_net.main(again), trained)
+    assert predictions(tmp_path / "output") == found != []
+    elsewhere = {"MODEL__WEIGHTS": tmp_path / "output" / "model_final.pth"}
+    changes = {**DETECTS, **elsewhere, "OUTPUT_DIR": tmp_path / "new"}
+    args = tiny_args("fsn_R50.yaml", "--eval-only", "--resume", small=True, **changes)
+    assert same(train_net.main(args), trained)
+
+
 @pytest.mark.parametrize(("expected", "ends"), [(50.0, False), (200.0, True)])
 def test_results_are_held_to_what_is_expected_of_them(
     expected: float, ends: bool, tiny_args: Args, tmp_path: Path
@@ -294,6 +308,14 @@ def test_a_checkpoint_of_no_period_is_refused(tiny_args: Args) -> None:
     args = tiny_args("fsn_R50.yaml", small=True, SOLVER__CHECKPOINT_PERIOD=0)
     with pytest.raises(SystemExit, match=r"SOLVER\.CHECKPOINT_PERIOD: .* got 0"):
         train_net.main(args)
+
+
+def test_a_batch_that_cannot_be_scaled_is_refused(tiny_args: Args) -> None:
+    batch = {"SOLVER__IMS_PER_BATCH": 4, "SOLVER__REFERENCE_WORLD_SIZE": 8}
+    with pytest.raises(
+        SystemExit, match=r"error: SOLVER\.REFERENCE_WORLD_SIZE: .* 4 images .*got 8"
+    ):
+        train_net.main(tiny_args("fsn_R50.yaml", small=True, **batch))
 
 
 @pytest.mark.parametrize("config", ["fsn_mask_R50.yaml", "fsn_R50_C4.yaml", "fsn_cascade_R50.yaml"])

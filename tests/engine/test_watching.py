@@ -17,14 +17,15 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, Metadata
 from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
 import train_net
-from fsn_d2.engine import Trainer, setup
+from fsn_d2.engine import Trainer, build_trainer, setup
 from fsn_d2.engine.watching import (
     EarlyStop,
     EarlyStopping,
+    Metric,
     SampleImages,
     ValidationLoss,
     _with_ground_truth,
@@ -170,6 +171,16 @@ def test_a_training_on_precomputed_proposals_can_be_watched(
     assert any("validation_loss" in line for line in lines)
 
 
+def test_a_training_of_proposals_alone_can_be_watched(tiny_args: Args, tmp_path: Path) -> None:
+    changes = {
+        **WATCHED,
+        "MODEL__META_ARCHITECTURE": "ProposalNetwork",
+        "WATCH__METRIC": "box_proposals/AR@100",
+    }
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
+    assert (tmp_path / "output" / "model_best.pth").is_file()
+
+
 # ---------------------------------------------------------------------------- the best model
 
 
@@ -217,22 +228,29 @@ def said_by(monkeypatch: pytest.MonkeyPatch, *results: dict[str, Any]) -> None:
     monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model: next(left)))
 
 
-def two_sets(first: float, second: float) -> dict[str, Any]:
-    """As Detectron2 gives the results of two sets whose names are paths."""
-    sets = {"coco://a.json:a": first, "coco://b.json:b": second}
-    return {name: {"bbox": {"AP50": 99.0, "AP": value}} for name, value in sets.items()}
+@pytest.fixture
+def two_sets(coco_spec: Callable[..., str]) -> tuple[str, str]:
+    """Their names, which are paths."""
+    return coco_spec(3, name="a"), coco_spec(3, name="b")
 
 
-@pytest.mark.parametrize(
-    ("metric", "best"), [("bbox/AP", 1), ("coco://b.json:b/bbox/AP", 3), (None, 1)]
-)
+@pytest.mark.parametrize(("metric", "best"), [("bbox/AP", 1), ("{second}/bbox/AP", 3), (None, 1)])
 def test_of_several_sets_the_first_is_watched_or_the_one_that_is_named(
-    metric: str | None, best: int, tiny_args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    metric: str | None,
+    best: int,
+    two_sets: tuple[str, str],
+    tiny_args: Args,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said_by(monkeypatch, two_sets(20.0, 10.0), two_sets(10.0, 20.0), two_sets(5.0, 5.0))
-    watched = {} if metric is None else {"WATCH__METRIC": metric}
+    def results(*values: float) -> dict[str, Any]:
+        found = ({"bbox": {"AP50": 99.0, "AP": value}} for value in values)
+        return dict(zip(two_sets, found, strict=True))
+
+    said_by(monkeypatch, results(20.0, 10.0), results(10.0, 20.0), results(5.0, 5.0))
+    watched = {} if metric is None else {"WATCH__METRIC": metric.format(second=two_sets[1])}
     changes = {**WATCHED, **watched, "SOLVER__MAX_ITER": 100, "WATCH__PATIENCE": 1}
-    train_net.main(tiny_args("fsn_R50.yaml", small=True, **changes))
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, DATASETS__TEST=two_sets, **changes))
     output = tmp_path / "output"
     assert torch.load(output / "model_best.pth", weights_only=False)["iteration"] == best
     assert torch.load(output / "model_final.pth", weights_only=False)["iteration"] == best + 2
@@ -248,6 +266,28 @@ def test_a_metric_that_is_not_there_ends_the_training_at_the_first_evaluation(
 
 
 NO_DETECTION = {"bbox": {"AP": math.nan, "AP50": math.nan}}
+
+
+def test_a_metric_that_the_first_set_has_only_later_is_not_the_second_sets(
+    two_sets: tuple[str, str],
+    tiny_args: Args,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Masks have no metrics in a set without a detection."""
+
+    def results(*values: float | None) -> dict[str, Any]:
+        found = (
+            NO_DETECTION if value is None else {"bbox": {"AP": 1.0}, "segm": {"AP": value}}
+            for value in values
+        )
+        return dict(zip(two_sets, found, strict=True))
+
+    said_by(monkeypatch, results(None, 50.0), results(10.0, 40.0), results(20.0, 30.0), {})
+    changes = {**WATCHED, "SOLVER__MAX_ITER": 8, "WATCH__METRIC": "segm/AP"}
+    train_net.main(tiny_args("fsn_R50.yaml", small=True, DATASETS__TEST=two_sets, **changes))
+    best = torch.load(tmp_path / "output" / "model_best.pth", weights_only=False)
+    assert best["iteration"] == 5
 
 
 @pytest.mark.parametrize("results", [({}, {"a": {}, "b": {}}), (NO_DETECTION, NO_DETECTION)])
@@ -283,9 +323,20 @@ def test_training_ends_when_it_no_longer_gets_better(
     assert (output / "curves.png").is_file()
 
 
+def test_detectron2s_way_to_train_ends_early_too(
+    tiny_args: Args, tmp_path: Path, evaluations
+) -> None:
+    evaluations([10.0, 9.0])
+    changes = {**WATCHED, "SOLVER__MAX_ITER": 100, "WATCH__PATIENCE": 1}
+    trainer = build_trainer(setup(tiny_args("fsn_R50.yaml", small=True, **changes)))
+    trainer.train()
+    final = torch.load(tmp_path / "output" / "model_final.pth", weights_only=False)
+    assert final["iteration"] == 3 and trainer.last_results["bbox"]["AP"] == 9.0
+
+
 def early_stopping(patience: int) -> tuple[EarlyStopping, Callable[[float], None]]:
     """The hook, and a function that lets it see an evaluation."""
-    hook = EarlyStopping(1, "bbox/AP", patience)
+    hook = EarlyStopping(1, Metric("bbox/AP", "a"), patience)
     latest: dict[str, tuple[float, int]] = {}
     hook.trainer = SimpleNamespace(  # type: ignore[assignment]
         iter=0, max_iter=100, storage=SimpleNamespace(latest=lambda: latest)
@@ -349,7 +400,7 @@ def test_every_process_waits_as_the_main_one_does(monkeypatch: pytest.MonkeyPatc
         "fsn_d2.engine.watching.comm.all_gather",
         lambda own: [(states[0]["best"], states[0]["waited"]), own],
     )
-    other = EarlyStopping(1, "bbox/AP", 1)
+    other = EarlyStopping(1, Metric("bbox/AP", "a"), 1)
     other.load_state_dict({"best": 5.0, "waited": 1})
     other.trainer = SimpleNamespace(  # type: ignore[assignment]
         iter=0, max_iter=100, storage=SimpleNamespace(latest=dict)
@@ -390,6 +441,27 @@ class Counting(nn.Module):
         assert self.training and not torch.is_grad_enabled()
         self.norm(torch.rand(4, 1))
         return {"a": torch.tensor(batch[0]), "b": torch.tensor(1.0)}
+
+
+class Drawing(Counting):
+    """Draws in the iterations that Detectron2's models draw in."""
+
+    drawn = 0
+
+    def forward(self, batch: list[float]) -> dict[str, torch.Tensor]:
+        self.drawn += get_event_storage().iter % 100 == 0
+        return super().forward(batch)
+
+
+def test_the_validation_loss_draws_no_pictures() -> None:
+    model = Drawing()
+    hook = ValidationLoss(1, lambda: [[1.0]] * 3)
+    with EventStorage(99) as storage:
+        hook.trainer = SimpleNamespace(  # type: ignore[assignment]
+            iter=99, max_iter=1000, storage=storage, model=model
+        )
+        hook.after_step()
+    assert "validation_loss" in storage.latest() and model.drawn == 0
 
 
 def test_the_validation_loss_is_the_mean_and_leaves_no_trace() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from fsn_d2.export import (
@@ -52,6 +53,29 @@ def test_equals_the_eager_model_for_images_of_other_sizes(
 ) -> None:
     cfg = small_cfg(config, **{SCORES: 0.0}, **changes)
     check_equal(export_torchscript, cfg, detector(cfg), tmp_path / "model.ts")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (
+            "fsn_R50.yaml",
+            {"MODEL__PROPOSAL_GENERATOR__NAME": "PrecomputedProposals"},
+            "PROPOSAL_GENERATOR.NAME is PrecomputedProposals",
+        ),
+        (
+            "mask_rcnn_R50.yaml",
+            {"MODEL__META_ARCHITECTURE": "PanopticFPN"},
+            "META_ARCHITECTURE PanopticFPN cannot be exported",
+        ),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(
+    config: str, changes: dict, message: str, small_cfg: Callable, tmp_path: Path
+) -> None:
+    cfg = small_cfg(config, **changes)
+    with pytest.raises(ValueError, match=message):
+        export_torchscript(cfg, build_model(cfg), image_of(*TRACED), tmp_path / "model.ts")
 
 
 def test_a_cascade_can_be_exported_where_detectron2s_own_can(

@@ -21,8 +21,9 @@ from detectron2.evaluation import (
 )
 from omegaconf import OmegaConf
 
+from fsn_d2.checkpoint import Checkpointer
 from fsn_d2.lazy import evaluate, lazy_config, load_lazy_config, train
-from fsn_d2.lazy.loop import prepare_training, register_data
+from fsn_d2.lazy.loop import build_trained_model, prepare_training, register_data
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +90,22 @@ def test_a_training_goes_on_where_it_was(coco_spec: Callable[..., str], tmp_path
     assert starts == [0, 2]
     checkpoint = torch.load(tmp_path / "output" / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 3
+
+
+def test_start_weights_are_not_read_where_a_checkpoint_replaces_them(
+    coco_spec: Callable[..., str], tmp_path: Path
+) -> None:
+    overrides = [*of_set(coco_spec(10)), f'train.output_dir="{tmp_path}"']
+    nowhere = "model.backbone.bottom_up.pretrained='/nowhere/start.pth'"
+    model = instantiate(digits(*overrides, "model.backbone.bottom_up.pretrained=''").model)
+    Checkpointer(model, str(tmp_path)).save("model_0000001")
+    path = f'train.init_checkpoint="{tmp_path}/model_0000001.pth"'
+    given = build_trained_model(digits(*overrides, nowhere, path))
+    last = build_trained_model(digits(*overrides, nowhere), resume=True)
+    for loaded in (given, last):
+        assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+    with pytest.raises(FileNotFoundError, match=r"/nowhere/start\.pth"):
+        build_trained_model(digits(*overrides, nowhere))
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ class TimmBackbone(StridedBackbone):
         frozen = _stages_through(name, extractor, freeze_at)
         freeze_modules(_network(extractor), frozen, conversions)
         convert_norm(extractor, norm, conversions, "MODEL.TIMM.NORM")
-        extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._layout = _layout(extractor)
+        extractor.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._hold_unread(read)
 
     @classmethod
@@ -89,9 +90,7 @@ class TimmBackbone(StridedBackbone):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """From a normalised Tensor[N, 3, H, W] to the maps by name, as `StridedBackbone`."""
-        # Depthwise convolutions, their backward above all, run several times faster on the CPU in
-        # this layout; others do not mind.
-        return _maps(self.extractor, image.contiguous(memory_format=torch.channels_last))
+        return _maps(self.extractor, image.contiguous(memory_format=self._layout))
 
 
 @BACKBONE_REGISTRY.register()
@@ -126,6 +125,19 @@ def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
         input_shape: not read; the registry gives it.
     """
     return build_fpn(cfg, TimmBackbone(cfg, input_shape), retinanet=True)
+
+
+def _layout(extractor: nn.Module) -> torch.memory_format:
+    """channels_last: on the CPU depthwise convolutions, their backward above all, run several times
+    faster in it. Not where PyTorch 2.12 would write beyond its memory: in the backward of a 1x1
+    convolution with a stride, of fewer than 8 channels.
+    """
+    overruns = any(
+        m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 8
+        for m in extractor.modules()
+        if isinstance(m, nn.Conv2d)
+    )
+    return torch.contiguous_format if overruns else torch.channels_last
 
 
 def _create_extractor(name: str, pretrained: str) -> nn.Module:

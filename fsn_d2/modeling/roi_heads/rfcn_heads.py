@@ -135,7 +135,9 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         }
 
     def forward(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Scores Tensor[K, classes + 1] and deltas Tensor[K, 4], handed on as they come."""
+        """Scores Tensor[K, classes + 1] and deltas Tensor[K, 4 * classes], or [K, 4] where they are
+        the same for all classes, handed on as they come.
+        """
         return x
 
     def losses(

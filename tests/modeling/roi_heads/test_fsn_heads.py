@@ -335,3 +335,14 @@ def test_levels_of_different_widths_are_refused() -> None:
     shapes = {n: ShapeSpec(channels=8 + s, stride=s) for n, s in PYRAMID.items()}
     with pytest.raises(ValueError, match=r"MODEL\.ROI_HEADS\.IN_FEATURES"):
         build_roi_heads(head_cfg("FSNROIHeads"), shapes)
+
+
+@pytest.mark.parametrize("name", ["FSNROIHeads", "FSNRes5ROIHeads"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("POOLER_SAMPLING_RATIO", -1), ("POOLER_RESOLUTION", 0)]
+)
+def test_too_few_samples_or_bins_are_refused_with_their_key(
+    name: str, key: str, value: int
+) -> None:
+    with pytest.raises(ValueError, match=rf"MODEL\.ROI_BOX_HEAD\.{key} must be .* got {value}"):
+        build(head_cfg(name, **{f"MODEL__ROI_BOX_HEAD__{key}": value}))
