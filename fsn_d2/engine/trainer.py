@@ -34,7 +34,13 @@ from .random_state import set_random_state
 from .saving import Checkpoint, CheckpointAfterEvaluation
 from .training_stream import TrainingStream, build_training_stream
 from .watching import Curves, EarlyStop, Evaluation, watching_hooks
-from .weights import last_checkpoint, load_weights, resume_or_load
+from .weights import (
+    goes_on,
+    last_checkpoint,
+    load_weights,
+    resume_or_load,
+    without_start_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +247,11 @@ def check_evaluation(cfg: CfgNode) -> None:
         )
 
 
+def _to_be_built(cfg: CfgNode, *, resume: bool) -> CfgNode:
+    """The backbone's start weights may be gone by the time that a checkpoint replaces them."""
+    return without_start_weights(cfg) if goes_on(cfg.OUTPUT_DIR, resume=resume) else cfg
+
+
 def build_trained_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:
     """Builds the model and loads MODEL.WEIGHTS or, with `resume`, the last checkpoint into it.
 
@@ -252,7 +263,7 @@ def build_trained_model(cfg: CfgNode, *, resume: bool = False) -> nn.Module:
         FileNotFoundError, ValueError: the weights are missing or refused, or a key of the config
             has a value that the model cannot have.
     """
-    model = Trainer.build_model(cfg)
+    model = Trainer.build_model(_to_be_built(cfg, resume=resume))
     load_weights(model, cfg.MODEL.WEIGHTS, last_of=cfg.OUTPUT_DIR if resume else "")
     return model
 
@@ -283,7 +294,7 @@ def build_trainer(cfg: CfgNode, *, resume: bool = False) -> Trainer:
             f"{solver.REFERENCE_WORLD_SIZE}. Give the number that the config was made for, or 0."
         )
     require_device_of_amp(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP.ENABLED")
-    trainer = Trainer(cfg)
+    trainer = Trainer(_to_be_built(cfg, resume=resume))
     trainer.resume_or_load(resume=resume)
     return trainer
 

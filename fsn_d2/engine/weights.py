@@ -45,9 +45,9 @@ def resume_or_load(
     """
     if resume:
         _require_one_folder(checkpointer)
-    goes_on = resume and checkpointer.has_checkpoint()
-    checkpointer.strict = strict or goes_on
-    if goes_on:
+    found = resume and checkpointer.has_checkpoint()
+    checkpointer.strict = strict or found
+    if found:
         _require_last(checkpointer)
     elif weights:
         _require(weights)
@@ -69,6 +69,11 @@ def load_weights(model: nn.Module, weights: str, *, last_of: str = "") -> None:
     if not weights and not (last_of and checkpointer.has_checkpoint()):
         logger.warning("MODEL.WEIGHTS is empty: the model has learnt nothing yet.")
     resume_or_load(checkpointer, weights, resume=bool(last_of), strict=True)
+
+
+def goes_on(output_dir: str, *, resume: bool) -> bool:
+    """Whether a checkpoint of the folder will replace whatever a model starts with."""
+    return resume and PathManager.isfile(os.path.join(output_dir, "last_checkpoint"))
 
 
 def without_start_weights(cfg: CfgNode) -> CfgNode:

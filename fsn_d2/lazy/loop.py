@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from functools import reduce
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from ..config import add_fsn_config
 from ..data import register_datasets, register_digits
 from ..engine.amp import require_device_of_amp
 from ..engine.output_folder import begin_anew, claimed, remove_what_kills_left
-from ..engine.weights import load_weights, resume_or_load
+from ..engine.weights import goes_on, load_weights, resume_or_load
 
 
 def register_data(cfg: DictConfig, *, eval_only: bool) -> None:
@@ -89,8 +88,8 @@ class PreparedTraining(NamedTuple):
 def _build_model(cfg: DictConfig, *, resume: bool) -> nn.Module:
     """Start weights of the backbone are not read where all weights will be replaced."""
     bottom_up = cfg.model.get("backbone", {}).get("bottom_up", {})
-    goes_on = resume and os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))
-    if "pretrained" in bottom_up and (cfg.train.init_checkpoint or goes_on):
+    replaced = cfg.train.init_checkpoint or goes_on(cfg.train.output_dir, resume=resume)
+    if "pretrained" in bottom_up and replaced:
         bottom_up.pretrained = ""
     return instantiate(cfg.model).to(cfg.train.device)
 

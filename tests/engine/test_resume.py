@@ -122,6 +122,26 @@ def near(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.allclose(first[k], second[k], rtol=0, atol=1e-7) for k in first)
 
 
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ("fsn_Lite0_digits.yaml", "MODEL__TIMM__PRETRAINED"),
+        ("fsn_GoogLeNet.yaml", "MODEL__GOOGLENET__PRETRAINED"),
+    ],
+)
+def test_start_weights_may_be_gone_by_the_time_of_a_resume(
+    config: str, key: str, tiny_args: Args, tmp_path: Path
+) -> None:
+    run = {"small": True, "DATASETS__TEST": ()}
+    train_net.main(tiny_args(config, **run, SOLVER__MAX_ITER=1))
+    gone = {key: tmp_path / "gone.pth"}
+    with pytest.raises(SystemExit, match=r"gone\.pth"):
+        train_net.main(tiny_args(config, "--resume", **run, **gone, OUTPUT_DIR=tmp_path / "new"))
+    train_net.main(tiny_args(config, "--resume", **run, **gone))
+    assert load(tmp_path / "output/model_final.pth")["trainer"]["iteration"] == 1
+    train_net.main(tiny_args(config, "--eval-only", "--resume", **run, **gone))
+
+
 @pytest.mark.parametrize("config", ["retinanet_R50.yaml", "fsaf_R50_joint.yaml"])
 def test_a_dense_detector_goes_on_with_its_loss_normalizer(
     config: str, tiny_args: Args, tmp_path: Path, extra_hooks: list[HookBase]
