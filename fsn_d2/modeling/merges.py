@@ -58,14 +58,17 @@ class ConcatMerge(Merge):
     Without attentions it is what of it is no merit of the banks: the convolution.
     """
 
-    # The convolution starts small too. With banks of full scale behind it, few channels learnt only
-    # now and then at high learning rates: projects/FSN/README.md, "How the banks begin".
+    # What convolves the attention starts at full scale. Where the attention does instead, few
+    # channels learn only now and then at high learning rates; where neither does, the banks get
+    # hardly any gradient and do not learn: projects/FSN/README.md, "How the banks begin".
     start = 0.0
 
     def __init__(self, channels: int, num_banks: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels * (1 + num_banks), channels, 1)
         start_convolution(self.conv, std=0.01, bias=0.0)
+        if num_banks:
+            nn.init.kaiming_normal_(self.conv.weight[:, channels:])
 
     def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
         return self.finish(torch.cat([roi, *attention], dim=1))

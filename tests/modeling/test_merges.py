@@ -81,6 +81,21 @@ def test_at_the_sum_it_names_as_its_start_a_merge_is_close_to_plain_pooling(
     assert change < (0.06 if name == "concat" else 1e-6)
 
 
+@pytest.mark.parametrize("name", ["concat", "multiply"])
+def test_at_the_start_the_attention_gets_as_much_gradient_as_if_it_were_added(name: str) -> None:
+    """A convolution that starts small all over would keep the banks from learning."""
+    torch.manual_seed(0)
+    roi, toward = torch.randn(64, 40, 3, 3), torch.randn(64, 40, 3, 3)
+
+    def gradient(name: str) -> float:
+        merge = build_merge(name, channels=40, num_banks=2, activation="sigmoid")
+        attention = [(0.06 * torch.randn(64, 40, 3, 3)).requires_grad_() for _ in range(2)]
+        (merge(roi, attention) * toward).sum().backward()
+        return torch.stack([a.grad.norm() for a in attention]).norm().item()
+
+    assert 0.3 < gradient(name) / gradient("sum") < 3
+
+
 @pytest.mark.parametrize("name", ["concat", "multiply", "sum"])
 def test_no_rois_give_no_features_and_zero_gradients(name: str) -> None:
     merge = build_merge(name, channels=4, num_banks=2, activation="sigmoid")
