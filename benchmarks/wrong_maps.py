@@ -4,17 +4,19 @@
 The maps of a bank change places, with the directions in which they look, and the weights are
 evaluated again on DATASETS.TEST. What that costs shows how far the detector relies on the
 selection. It is not what the selection gains: a detector that is trained without banks finds other
-ways (benchmarks/compare.py). The table goes to the screen, everything to a JSON file:
+ways (benchmarks/compare.py). Beside AP stands how large a part of the refined RoI feature comes of
+the attention at all. The table goes to the screen, everything to a JSON file:
 
   facts     machine, versions, commit, command line
   settings  what of the config is not Detectron2's default
-  rows      what is read -> {AP, AP50, AP75}
+  rows      what is read -> {AP, AP50, AP75, attention: 0..1 of the feature}
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,11 +28,13 @@ from comparison.results import write_json
 from comparison.settings import settings_of_config
 from detectron2.config import CfgNode
 from harness.machine import facts
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fsn_d2.data import register_datasets, register_digits
 from fsn_d2.engine import build_trained_model, evaluate, load_config, one_line_errors
 from fsn_d2.layers import ShiftedConv2d
+from fsn_d2.modeling import SelectiveROIPooler
 from fsn_d2.modeling.merges import ConcatMerge
 
 METRICS = ("AP", "AP50", "AP75")
@@ -79,10 +83,11 @@ def parse_args() -> argparse.Namespace:
 
 
 class Parts(NamedTuple):
-    """What of a model is exchanged here."""
+    """What of a model is exchanged or watched here."""
 
     sub_region: ShiftedConv2d
     aspect_ratio: nn.Conv2d
+    pooler: SelectiveROIPooler
     merge: ConcatMerge
 
 
@@ -96,9 +101,10 @@ def parts_of(model: nn.Module) -> Parts:
     if (
         isinstance(sub_region, ShiftedConv2d)
         and isinstance(aspect_ratio, nn.Conv2d)
+        and isinstance(pooler, SelectiveROIPooler)
         and isinstance(merge, ConcatMerge)
     ):
-        return Parts(sub_region, aspect_ratio, merge)
+        return Parts(sub_region, aspect_ratio, pooler, merge)
     raise ValueError(
         "the config must have FSN box features (MODEL.ROI_HEADS.NAME FSNROIHeads) with both banks "
         "and MODEL.FSN.MERGE 'concat'"
@@ -109,7 +115,7 @@ def parts_of(model: nn.Module) -> Parts:
 def reading(model: nn.Module, how: Reading) -> nn.Module:
     """A copy of the model that reads so."""
     model = copy.deepcopy(model)
-    sub_region, aspect_ratio, merge = parts_of(model)
+    sub_region, aspect_ratio, _, merge = parts_of(model)
     _exchange(sub_region.conv, how.sub_regions)
     sub_region.origins = [sub_region.origins[b] for b in how.sub_regions]
     _exchange(aspect_ratio, how.ratios)
@@ -123,6 +129,31 @@ def _exchange(conv: nn.Conv2d, maps: Sequence[int]) -> None:
         values.copy_(values.unflatten(0, (len(maps), -1))[list(maps)].flatten(0, 1))
 
 
+class AttentionShare:
+    """What part of the refined RoI features comes of the attention, from now on.
+
+    The norm of what the merge adds of the attention, over that of the refined feature.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attention = self._refined = 0.0  # sums of squares
+        parts = parts_of(model)
+        parts.merge.conv.register_forward_hook(self._count_attention)
+        parts.pooler.register_forward_hook(self._count_refined)
+
+    @property
+    def value(self) -> float:
+        return math.sqrt(self._attention / self._refined) if self._refined else 0.0
+
+    def _count_attention(self, conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        roi, attention = inputs[0].tensor_split([conv.out_channels], dim=1)
+        of_attention = conv.weight[:, roi.shape[1] :]
+        self._attention += F.conv2d(attention, of_attention).square().sum().item()
+
+    def _count_refined(self, pooler: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self._refined += output.square().sum().item()
+
+
 def measure(cfg: CfgNode) -> dict[str, dict[str, float]]:
     """Row -> metrics."""
     model = build_trained_model(cfg)
@@ -132,13 +163,17 @@ def measure(cfg: CfgNode) -> dict[str, dict[str, float]]:
 
 
 def _metrics(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    share = AttentionShare(model)
     found = evaluate(cfg, model)["bbox"]
-    return {metric: found[metric] for metric in METRICS}
+    return {**{metric: found[metric] for metric in METRICS}, "attention": share.value}
 
 
 def report(rows: Mapping[str, Mapping[str, float]]) -> str:
-    cells = [[name, *(f"{row[metric]:.1f}" for metric in METRICS)] for name, row in rows.items()]
-    return table(["bins read", *METRICS], cells)
+    cells = [
+        [name, *(f"{row[metric]:.1f}" for metric in METRICS), f"{row['attention']:.1%}"]
+        for name, row in rows.items()
+    ]
+    return table(["bins read", *METRICS, "attention in the feature"], cells)
 
 
 def main() -> None:

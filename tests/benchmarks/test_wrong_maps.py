@@ -18,7 +18,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from wrong_maps import reading, readings_of
+from wrong_maps import AttentionShare, reading, readings_of
 
 from fsn_d2.modeling.poolers import Reading
 from fsn_d2.modeling.selection import nearest_ratio
@@ -38,18 +38,22 @@ def model(small_cfg: Callable[..., CfgNode]) -> nn.Module:
 
 
 @pytest.fixture
-def read(random_boxes: Callable[..., Boxes]) -> Callable[[nn.Module], Reading]:
-    """What a model's pooler reads of features and boxes that are always the same."""
+def arguments(random_boxes: Callable[..., Boxes]) -> Callable[[nn.Module], tuple]:
+    """What a model's pooler is given, for features and boxes that are always the same."""
     rng = torch.Generator().manual_seed(0)
     sides = {f"p{level}": 256 >> level for level in range(2, 6)}
     features = {name: torch.randn(1, 32, n, n, generator=rng) for name, n in sides.items()}
     boxes = random_boxes(20, 256, 256)
 
-    def of(model: nn.Module) -> Reading:
-        maps = model.roi_heads.box_banks(features, [(256, 256)])
-        return model.roi_heads.box_pooler.read(list(maps.values()), [boxes])
+    def of(model: nn.Module) -> tuple:
+        return list(model.roi_heads.box_banks(features, [(256, 256)]).values()), [boxes]
 
     return of
+
+
+@pytest.fixture
+def read(arguments: Callable[[nn.Module], tuple]) -> Callable[[nn.Module], Reading]:
+    return lambda model: model.roi_heads.box_pooler.read(*arguments(model))
 
 
 OWN, MIDDLE, OPPOSITE = [0, 1, 2, 3, 4, 5, 6, 7, 8], [4] * 9, [8, 7, 6, 5, 4, 3, 2, 1, 0]
@@ -108,6 +112,16 @@ def test_silent_banks_leave_the_roi_feature_and_its_convolution(
     assert_close(read(reading(model, ROWS["nothing of the banks"])).refined, alone)
 
 
+@torch.no_grad()
+def test_the_attention_makes_what_is_lost_without_it(
+    model: nn.Module, arguments: Callable[[nn.Module], tuple]
+) -> None:
+    silent = reading(model, ROWS["nothing of the banks"]).roi_heads.box_pooler
+    without, share = silent(*arguments(model)), AttentionShare(model)
+    refined = model.roi_heads.box_pooler(*arguments(model))
+    assert share.value == pytest.approx(((refined - without).norm() / refined.norm()).item())
+
+
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
@@ -142,6 +156,8 @@ def test_the_command_evaluates_every_reading(
     runpy.run_path(wrong_maps.__file__, run_name="__main__")
     content = json.loads(out.read_text())
     assert list(content["rows"]) == list(ROWS)
-    assert all(set(row) == {"AP", "AP50", "AP75"} for row in content["rows"].values())
+    assert all(set(row) == {"AP", "AP50", "AP75", "attention"} for row in content["rows"].values())
+    shares = {name: row["attention"] for name, row in content["rows"].items()}
+    assert shares.pop("nothing of the banks") == 0 < min(shares.values()) < 1
     assert content["settings"]["MODEL.FSN.GRID"] == "3" and content["facts"]["torch"]
     assert capsys.readouterr().out.count("| the opposite") == 2
