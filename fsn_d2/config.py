@@ -41,9 +41,9 @@ def add_fsn_config(cfg: CfgNode) -> None:
     # Kernel side of the sub-region bank's convolutions, odd. Our choice: 1, the cheapest.
     fsn.BANK_KERNEL = 1
     # What the banks are computed from: the "reduced" feature of CHANNELS channels, or the whole
-    # "feature" of the pyramid. Our choice: reduced. Neither was better on both of our data sets,
-    # and with kernels of 1 POOLING "fused" never computes maps of the reduced feature: their
-    # convolutions are applied to what was pooled, in inference at one cost for 2 x 2 maps or more.
+    # "feature" of the pyramid. Our choice: reduced, the faster: with kernels of 1 POOLING "fused"
+    # never computes its maps; their convolutions are applied to what was pooled, in inference at
+    # one cost for 2 x 2 maps or more. projects/FSN/README.md has what feature reaches.
     fsn.BANK_INPUT = "reduced"
     # How attention refines the RoI feature: "concat" (the public code: concatenation and a 1x1
     # convolution), "multiply" (most likely the paper's) or "sum". Our choice: concat.
