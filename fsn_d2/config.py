@@ -46,9 +46,10 @@ def add_fsn_config(cfg: CfgNode) -> None:
     # one cost for 2 x 2 maps or more. projects/FSN/README.md has what feature reaches.
     fsn.BANK_INPUT = "reduced"
     # How attention refines the RoI feature: "concat" (the public code: concatenation and a 1x1
-    # convolution), "multiply" (most likely the paper's) or "sum". Our choice: concat.
-    # Without banks concat is the convolution alone, the others plain pooling.
-    fsn.MERGE = "concat"
+    # convolution), "multiply" (most likely the paper's) or "sum". Our choice: sum, by the whole
+    # trainings in projects/FSN/README.md. Without banks concat is the convolution alone, the others
+    # plain pooling.
+    fsn.MERGE = "sum"
     # Activation of the factor of "multiply": "identity", "relu", or "sigmoid" (doubled, so that the
     # factor lies in 0..2). The paper leaves it open.
     fsn.ACTIVATION = "sigmoid"

@@ -17,6 +17,8 @@ from fsn_d2.engine import load_config
 from .grid import Grid, Run
 
 PLACE = {"OUTPUT_DIR", "MODEL.DEVICE"}  # where a run writes and on what it runs
+# Sections that some RoI heads read, those whose names begin so, and nothing else does.
+READ_BY = {"MODEL.FSN.": "FSN", "MODEL.RFCN.": "RFCN", "MODEL.LIGHT_HEAD.": "LightHead"}
 Settings = Mapping[str, str]  # key -> value as JSON
 
 
@@ -60,9 +62,13 @@ def fingerprint(settings: Settings) -> str:
 
     A key that they do not have counts as at its default: Detectron2's, whose versions have more
     keys or fewer, or that of a key which this project did not have when the settings were kept.
+    Keys that the model does not read do not count.
     """
-    complete = json.dumps({**_defaults(), **settings}, sort_keys=True)
-    return hashlib.sha256(complete.encode()).hexdigest()[:16]
+    complete = {**_defaults(), **settings}
+    heads = json.loads(complete["MODEL.ROI_HEADS.NAME"])
+    unread = tuple(section for section, name in READ_BY.items() if not heads.startswith(name))
+    read = {key: value for key, value in complete.items() if not key.startswith(unread)}
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @functools.cache

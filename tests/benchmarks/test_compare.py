@@ -327,6 +327,24 @@ def test_keys_that_came_later_leave_results_alone_and_other_defaults_do_not(
     assert (again.read(run) is not None) == counts
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "counts"),
+    [
+        ("MODEL.FSN.MERGE", "multiply", True),  # Faster R-CNN reads neither
+        ("MODEL.RFCN.K", 3, True),
+        ("MODEL.ROI_BOX_HEAD.NUM_FC", 3, False),
+    ],
+)
+def test_a_key_that_the_model_does_not_read_leaves_its_results_alone(
+    key: str, value: Any, counts: bool, results: Any, modules: SimpleNamespace
+) -> None:
+    run = results.grid.seed_runs("bccd", "fsn", 0.01)[0]
+    run = replace(run, config=run.config.with_name("faster_rcnn_Lite0_BCCD.yaml"))
+    pretend(results, modules, run, 40.0)
+    changed = replace(run, options={**run.options, key: value})
+    assert (results.read(changed) is not None) == counts
+
+
 def test_a_later_key_counts_at_another_value(
     results: Any, modules: SimpleNamespace, later_defaults: Any
 ) -> None:
