@@ -29,13 +29,12 @@ from comparison.settings import settings_of_config
 from detectron2.config import CfgNode
 from harness.machine import facts
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fsn_d2.data import register_datasets, register_digits
 from fsn_d2.engine import build_trained_model, evaluate, load_config, one_line_errors
 from fsn_d2.layers import ShiftedConv2d
 from fsn_d2.modeling import SelectiveROIPooler
-from fsn_d2.modeling.merges import ConcatMerge
+from fsn_d2.modeling.merges import Merge
 
 METRICS = ("AP", "AP50", "AP75")
 EXAMPLE = """example, of a training that wrote to output/demo:
@@ -44,7 +43,7 @@ EXAMPLE = """example, of a training that wrote to output/demo:
 
 
 class Reading(NamedTuple):
-    """Which map is read in the place of each; `silent`: none reaches the merge."""
+    """Which map is read in the place of each; `silent`: the attention changes nothing."""
 
     sub_regions: Sequence[int]
     ratios: Sequence[int]
@@ -88,7 +87,6 @@ class Parts(NamedTuple):
     sub_region: ShiftedConv2d
     aspect_ratio: nn.Conv2d
     pooler: SelectiveROIPooler
-    merge: ConcatMerge
 
 
 def parts_of(model: nn.Module) -> Parts:
@@ -97,30 +95,64 @@ def parts_of(model: nn.Module) -> Parts:
     pooler = getattr(model.roi_heads, "box_pooler", None)
     sub_region = getattr(banks, "sub_region", None)
     aspect_ratio = getattr(banks, "aspect_ratio", None)
-    merge = getattr(pooler, "merge", None)
     if (
         isinstance(sub_region, ShiftedConv2d)
         and isinstance(aspect_ratio, nn.Conv2d)
         and isinstance(pooler, SelectiveROIPooler)
-        and isinstance(merge, ConcatMerge)
     ):
-        return Parts(sub_region, aspect_ratio, pooler, merge)
+        return Parts(sub_region, aspect_ratio, pooler)
     raise ValueError(
-        "the config must have FSN box features (MODEL.ROI_HEADS.NAME FSNROIHeads) with both banks "
-        "and MODEL.FSN.MERGE 'concat'"
+        "the config must have FSN box features (MODEL.ROI_HEADS.NAME FSNROIHeads) with both banks"
     )
+
+
+class WatchedMerge(Merge):
+    """Another merge, and what part of the refined RoI features comes of the attention.
+
+    Attributes:
+        share: the norm of the difference that the attention makes to the refined features, over
+            that of the features, of all that were refined.
+    """
+
+    def __init__(self, merge: Merge, *, silent: bool) -> None:
+        """
+        Args:
+            merge: what refines.
+            silent: whether it is given the attention that changes nothing.
+        """
+        super().__init__()
+        self.merge = merge
+        self.silent = silent
+        self._difference = self._refined = 0.0  # sums of squares
+
+    @property
+    def share(self) -> float:
+        return math.sqrt(self._difference / self._refined) if self._refined else 0.0
+
+    def forward(self, roi: Tensor, attention: list[Tensor]) -> Tensor:
+        # The attentions count by their sum, or, to "concat", by how far they are from zero.
+        neutral = [torch.full_like(attention[0], self.merge.start or 0.0)]
+        neutral += [torch.zeros_like(other) for other in attention[1:]]
+        without = self.merge(roi, neutral)
+        refined = without if self.silent else self.merge(roi, attention)
+        self._difference += (refined - without).square().sum().item()
+        self._refined += refined.square().sum().item()
+        return refined
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        roi, *attention = pooled.chunk(3, dim=1)  # of two banks
+        return self(roi, attention)
 
 
 @torch.no_grad()
 def reading(model: nn.Module, how: Reading) -> nn.Module:
-    """A copy of the model that reads so."""
+    """A copy of the model that reads so, its merge a `WatchedMerge`."""
     model = copy.deepcopy(model)
-    sub_region, aspect_ratio, _, merge = parts_of(model)
+    sub_region, aspect_ratio, pooler = parts_of(model)
     _exchange(sub_region.conv, how.sub_regions)
     sub_region.origins = [sub_region.origins[b] for b in how.sub_regions]
     _exchange(aspect_ratio, how.ratios)
-    if how.silent:
-        merge.conv.weight[:, merge.conv.out_channels :] = 0  # the RoI feature's part stays
+    pooler.merge = WatchedMerge(pooler.merge, silent=how.silent)
     return model
 
 
@@ -129,33 +161,8 @@ def _exchange(conv: nn.Conv2d, maps: Sequence[int]) -> None:
         values.copy_(values.unflatten(0, (len(maps), -1))[list(maps)].flatten(0, 1))
 
 
-class AttentionShare:
-    """What part of the refined RoI features comes of the attention, from now on.
-
-    The norm of what the merge adds of the attention, over that of the refined feature.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._attention = self._refined = 0.0  # sums of squares
-        parts = parts_of(model)
-        parts.merge.conv.register_forward_hook(self._count_attention)
-        parts.pooler.register_forward_hook(self._count_refined)
-
-    @property
-    def value(self) -> float:
-        return math.sqrt(self._attention / self._refined) if self._refined else 0.0
-
-    def _count_attention(self, conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
-        roi, attention = inputs[0].tensor_split([conv.out_channels], dim=1)
-        of_attention = conv.weight[:, roi.shape[1] :]
-        self._attention += F.conv2d(attention, of_attention).square().sum().item()
-
-    def _count_refined(self, pooler: nn.Module, inputs: tuple, output: Tensor) -> None:
-        self._refined += output.square().sum().item()
-
-
 def measure(cfg: CfgNode) -> dict[str, dict[str, float]]:
-    """Row -> metrics."""
+    """Row -> metrics, and the attention's share."""
     model = build_trained_model(cfg)
     regions = len(parts_of(model).sub_region.origins)
     rows = readings_of(regions, len(cfg.MODEL.FSN.RATIOS))
@@ -163,9 +170,9 @@ def measure(cfg: CfgNode) -> dict[str, dict[str, float]]:
 
 
 def _metrics(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    share = AttentionShare(model)
     found = evaluate(cfg, model)["bbox"]
-    return {**{metric: found[metric] for metric in METRICS}, "attention": share.value}
+    share = parts_of(model).pooler.merge.share
+    return {**{metric: found[metric] for metric in METRICS}, "attention": share}
 
 
 def report(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -18,7 +18,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from wrong_maps import AttentionShare, reading, readings_of
+from wrong_maps import reading, readings_of
 
 from fsn_d2.modeling.poolers import Reading
 from fsn_d2.modeling.selection import nearest_ratio
@@ -26,15 +26,45 @@ from fsn_d2.modeling.selection import nearest_ratio
 ROWS = readings_of(9, 3)
 
 
+# Merge, activation, and what the banks are computed from: merged by the op, or behind it.
+MERGES = [
+    ("sum", "sigmoid", "reduced"),
+    ("sum", "sigmoid", "feature"),
+    ("concat", "sigmoid", "reduced"),
+    ("concat", "sigmoid", "feature"),
+    ("multiply", "sigmoid", "reduced"),
+    ("multiply", "identity", "reduced"),
+    ("multiply", "relu", "feature"),
+]
+Build = Callable[..., nn.Module]
+
+
 @pytest.fixture
-def model(small_cfg: Callable[..., CfgNode]) -> nn.Module:
+def build(small_cfg: Callable[..., CfgNode]) -> Build:
     """With random maps and biases in both banks, so that no two are alike."""
-    torch.manual_seed(0)
-    model = build_model(small_cfg(MODEL__FSN__CHANNELS=5)).eval()
-    for module in (model.roi_heads.box_banks, model.roi_heads.box_pooler.merge):
-        for parameter in module.parameters():
-            nn.init.normal_(parameter)
-    return model
+
+    def build(
+        merge: str = "sum", activation: str = "sigmoid", bank_input: str = "reduced"
+    ) -> nn.Module:
+        torch.manual_seed(0)
+        cfg = small_cfg(
+            MODEL__FSN__CHANNELS=5,
+            MODEL__FSN__MERGE=merge,
+            MODEL__FSN__ACTIVATION=activation,
+            MODEL__FSN__BANK_INPUT=bank_input,
+        )
+        model = build_model(cfg).eval()
+        for module in (model.roi_heads.box_banks, model.roi_heads.box_pooler.merge):
+            for parameter in module.parameters():
+                nn.init.normal_(parameter)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def model(build: Build) -> nn.Module:
+    return build()
 
 
 @pytest.fixture
@@ -104,29 +134,57 @@ def test_the_model_itself_stays_as_it_is(
 
 @torch.no_grad()
 def test_silent_banks_leave_the_roi_feature_and_its_convolution(
-    model: nn.Module, read: Callable[[nn.Module], Reading]
+    build: Build, read: Callable[[nn.Module], Reading]
 ) -> None:
+    model = build("concat")
     conv = model.roi_heads.box_pooler.merge.conv
     roi = read(model).roi
     alone = roi + F.conv2d(F.relu(roi), conv.weight[:, :5], conv.bias)
     assert_close(read(reading(model, ROWS["nothing of the banks"])).refined, alone)
 
 
+@pytest.mark.parametrize(
+    ("merge", "activation", "bank_input"), [names for names in MERGES if names[0] != "concat"]
+)
+@torch.no_grad()
+def test_silent_banks_leave_plain_pooling(
+    merge: str,
+    activation: str,
+    bank_input: str,
+    build: Build,
+    arguments: Callable[[nn.Module], tuple],
+    read: Callable[[nn.Module], Reading],
+) -> None:
+    model = build(merge, activation, bank_input)
+    silent = reading(model, ROWS["nothing of the banks"])
+    assert_close(silent.roi_heads.box_pooler(*arguments(silent)), read(model).roi)
+
+
+@pytest.mark.parametrize(("merge", "activation", "bank_input"), MERGES)
 @torch.no_grad()
 def test_the_attention_makes_what_is_lost_without_it(
-    model: nn.Module, arguments: Callable[[nn.Module], tuple]
+    merge: str,
+    activation: str,
+    bank_input: str,
+    build: Build,
+    arguments: Callable[[nn.Module], tuple],
 ) -> None:
-    silent = reading(model, ROWS["nothing of the banks"]).roi_heads.box_pooler
-    without, share = silent(*arguments(model)), AttentionShare(model)
+    model = build(merge, activation, bank_input)
     refined = model.roi_heads.box_pooler(*arguments(model))
-    assert share.value == pytest.approx(((refined - without).norm() / refined.norm()).item())
+    silent, watched = (
+        reading(model, ROWS[row]).roi_heads.box_pooler
+        for row in ("nothing of the banks", "every bin its own maps, as learnt")
+    )
+    lost = refined - silent(*arguments(model))
+    assert_close(watched(*arguments(model)), refined)
+    assert watched.merge.share == pytest.approx((lost.norm() / refined.norm()).item())
+    assert silent.merge.share == 0
 
 
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
         ("faster_rcnn_R50.yaml", {}),
-        ("fsn_R50.yaml", {"MODEL__FSN__MERGE": "sum"}),
         ("fsn_R50.yaml", {"MODEL__FSN__RATIOS": []}),
         ("fsn_R50.yaml", {"MODEL__FSN__SUB_REGION": "none"}),
     ],
