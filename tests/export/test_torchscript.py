@@ -155,9 +155,9 @@ def test_a_process_with_torch_and_two_op_libraries_alone_runs_it(
         env=environment,
         check=True,
     )
-    for image, answer in zip(images, torch.load(files[2]), strict=True):
-        expected = exported(image)
-        assert len(expected[2]) > 10
+    found = [exported(image) for image in images]
+    assert sum(len(scores) for _, _, scores, *_ in found) > 20
+    for expected, answer in zip(found, torch.load(files[2]), strict=True):
         torch.testing.assert_close(tuple(answer), tuple(expected))
 
 

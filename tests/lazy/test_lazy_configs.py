@@ -143,6 +143,7 @@ def test_overrides_reach_all_that_depends_on_them() -> None:
         [
             "model.roi_heads.box_banks.channels=20",
             "model.roi_heads.box_pooler.grid=2",
+            "model.roi_heads.box_pooler.merge.name=concat",
             "model.roi_heads.num_classes=4",
             "model.backbone.bottom_up.pretrained=''",
         ],
