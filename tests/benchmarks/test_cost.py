@@ -28,20 +28,24 @@ def cells(*strides: int) -> int:
     return sum((64 // stride) * (96 // stride) for stride in strides)
 
 
+@pytest.mark.parametrize("merge", ["sum", "concat"])
 @pytest.mark.parametrize("banks", [0, 1, 2])
-def test_fsn_by_hand(banks: int, cost: SimpleNamespace, small_cfg: Callable[..., CfgNode]) -> None:
+def test_fsn_by_hand(
+    banks: int, merge: str, cost: SimpleNamespace, small_cfg: Callable[..., CfgNode]
+) -> None:
     without = {"MODEL__FSN__RATIOS": [], "MODEL__FSN__SUB_REGION": "none"}
     without = dict(list(without.items())[: 2 - banks])
-    cfg = small_cfg(MODEL__FSN__CHANNELS=5, **without)
+    cfg = small_cfg(MODEL__FSN__CHANNELS=5, MODEL__FSN__MERGE=merge, **without)
     model = build_model(cfg)
     found = cost.stage_cost(model, SAMPLE)
     pyramid, hidden = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.ROI_BOX_HEAD.FC_DIM
     outputs = 5 * cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
-    per_bin = 5 * 5 * banks + 5 * (1 + banks) * 5  # each bank's convolution, and concat's
+    merged = 5 * (1 + banks) if merge == "concat" else 0  # channels that its convolution reads
+    per_bin = 5 * 5 * banks + merged * 5
     per_roi = 49 * per_bin + 49 * 5 * hidden + hidden * outputs
     assert found.gmac * 1e9 == cells(4, 8, 16, 32) * pyramid * 5 + 300 * per_roi
     maps = {0: 0, 1: 9, 2: 9 + 3}[banks]
-    weights = (pyramid + 1) * 5 + maps * (5 * 5 + 5) + (5 * (1 + banks) + 1) * 5
+    weights = (pyramid + 1) * 5 + maps * (5 * 5 + 5) + (merged * 5 + 5 if merged else 0)
     weights += (49 * 5 + 1) * hidden + (hidden + 1) * outputs
     assert found.parameters == weights
 
