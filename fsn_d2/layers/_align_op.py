@@ -61,6 +61,8 @@ def _fake_forward(
     request = Request(rois, levels, bank_indices, origins, spatial_scales, sampling_ratio, merge)
     check_request([x.shape for x in inputs], output_size, request)
     channels = request.output_channels(inputs[0].shape[2])
+    if request.channels_last():
+        return inputs[0].new_empty(rois.shape[0], *output_size, channels).permute(0, 3, 1, 2)
     return inputs[0].new_empty(rois.shape[0], channels, *output_size)
 
 

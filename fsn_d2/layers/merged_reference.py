@@ -57,6 +57,10 @@ class Request(NamedTuple):
     def output_channels(self, channels: int) -> int:
         return channels * len(self.bank_indices) if self.merge == "stack" else channels
 
+    def channels_last(self) -> bool:
+        """Whether the output is so in memory, else contiguous."""
+        return self.merge == "stack"
+
     def check(self, condition: bool, message: str) -> None:
         """Raises RuntimeError with the op's name and `message` unless the condition holds."""
         if not condition:
@@ -214,7 +218,9 @@ def merged_roi_align_reference(
     slots = _pool_slots(inputs, list(output_size), request)
     if request.merge.startswith("multiply"):
         slots = [slots[0] * _factor(slots[1], request.merge)]
-    return torch.cat(slots, dim=1).to(inputs[0].dtype).contiguous()
+    merged = torch.cat(slots, dim=1).to(inputs[0].dtype)
+    layout = torch.channels_last if request.channels_last() else torch.contiguous_format
+    return merged.contiguous(memory_format=layout)
 
 
 def _slot_gradients(

@@ -55,8 +55,9 @@ def merged_roi_align(
             of the others; "multiply_relu": the first times the ReLU of that sum.
 
     Returns:
-        Tensor[K, S * C or C, PH, PW], contiguous, in the dtype of the sources, in which it is
-        differentiable (twice for "stack" and "sum").
+        Tensor[K, S * C or C, PH, PW], contiguous, or for "stack" channels_last, as convolutions
+        behind it read it; in the dtype of the sources, in which it is differentiable (twice for
+        "stack" and "sum").
 
     Raises:
         RuntimeError: as `selective_roi_align`, and for levels out of range, sources that do not fit

@@ -64,9 +64,10 @@ class DeferredMaps(NamedTuple):
         if bank_index.shape[1] == bank_index.shape[2] == 1:  # one map per RoI
             product = bins @ weight
         else:
-            product = (bins.transpose(0, 1) @ weight).transpose(0, 1).contiguous()
+            product = (bins.transpose(0, 1) @ weight).transpose(0, 1)
         covered = (bias * coverage.permute(0, 2, 3, 1)).to(product.dtype)
-        return (product.reshape(-1, rows, columns, channels) + covered).permute(0, 3, 1, 2)
+        # That first: its layout is the sum's.
+        return (covered + product.reshape(-1, rows, columns, channels)).permute(0, 3, 1, 2)
 
 
 class SelectiveMaps(NamedTuple):

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fsn_d2.layers import Source
@@ -85,11 +84,7 @@ class PooledStack(NamedTuple):
     def parts(self) -> tuple[Tensor, list[Tensor]]:
         """The RoI feature and each bank's attention, every one Tensor[K, C, PH, PW]."""
         own = sum(bool(bank.source.levels) for bank in self.banks)
-        # A bin's channels side by side, as the banks' and the merge's matrix products read them.
-        roi, *others = (
-            part.contiguous(memory_format=torch.channels_last)
-            for part in self.pooled.chunk(1 + own, dim=1)
-        )
+        roi, *others = self.pooled.chunk(1 + own, dim=1)
         rest = iter(others)
         read = [next(rest) if bank.source.levels else roi for bank in self.banks]
         return roi, list(map(self._attention, self.banks, read))

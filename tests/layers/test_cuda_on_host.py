@@ -72,6 +72,7 @@ def test_equals_the_cpu(
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["scatter", "gather"])
+@pytest.mark.parametrize("merge", ["stack", "multiply"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -88,9 +89,9 @@ def test_equals_the_cpu(
     ],
 )
 def test_equals_the_cpu_in_every_form(
-    library: ctypes.CDLL, options: dict[str, Any], deterministic: bool, comparison: Any
+    library: ctypes.CDLL, options: dict[str, Any], merge: str, deterministic: bool, comparison: Any
 ) -> None:
-    pooling = comparison.draw("multiply", count=24, **options)
+    pooling = comparison.draw(merge, count=24, **options)
     planes = not options.get("cells", True)
     actual = comparison.run(torch.ops.fsn_d2_on_host, pooling, planes, deterministic)
     comparison.check(actual, comparison.run(CPU, pooling, planes))

@@ -204,6 +204,25 @@ def test_equals_its_parts(
         assert_near(actual, wanted)
 
 
+@both_implementations
+@pytest.mark.parametrize("merge", MERGES)
+def test_what_is_stacked_comes_channels_last(pool: Callable, merge: str) -> None:
+    """And the layout of the output's gradient makes no difference."""
+    sources, rois = draw_sources(3), draw_rois()
+    pooled = pool(sources, rois, draw_levels(3), BINS, SCALES, 2, merge)
+    layout = torch.channels_last if merge == "stack" else torch.contiguous_format
+    assert pooled.is_contiguous(memory_format=layout)
+    weights = torch.randn(pooled.shape)
+    planes, cells = (
+        torch.autograd.grad(
+            pooled, leaves(sources), weights.contiguous(memory_format=form), retain_graph=True
+        )
+        for form in (torch.contiguous_format, torch.channels_last)
+    )
+    for actual, wanted in zip(planes, cells, strict=True):
+        assert torch.equal(actual, wanted)
+
+
 @needs_library
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize("merge", MERGES)

@@ -124,6 +124,12 @@ struct Pooling {
   int64_t output_channels() const {
     return merge == Merge::kStack ? sources * channels : channels;
   }
+
+  // Whether the channels of a bin of the output lie side by side in memory, as the convolutions
+  // behind it read them; else the bins of a channel.
+  bool channels_last() const {
+    return merge == Merge::kStack;
+  }
 };
 
 // See fsn_d2/layers/_traced_lists.py, which keeps this from happening where a model is traced.

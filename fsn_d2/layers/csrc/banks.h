@@ -81,15 +81,37 @@ inline BankStrides plane_strides(const BankSize& size) {
   return {size.maps * size.channels * plane, size.channels * plane, plane, size.width, 1};
 }
 
-inline Tensor cells_to_bank(const Tensor& cells) {
-  const std::array<int64_t, 5> order{0, 3, 4, 1, 2};
+template <size_t kDims>
+Tensor permute(const Tensor& tensor, const std::array<int64_t, kDims>& order) {
   std::array<StableIValue, 2> stack{
-      torch::stable::detail::from(cells),
+      torch::stable::detail::from(tensor),
       torch::stable::detail::from(
           torch::headeronly::IntHeaderOnlyArrayRef(order.data(), order.size()))};
   TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::permute", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor cells_to_bank(const Tensor& cells) {
+  return permute<5>(cells, {0, 3, 4, 1, 2});
+}
+
+// The op's output, [K, output channels, PH, PW].
+inline Tensor new_output(const Tensor& like, const Pooling& pooling) {
+  const int64_t channels = pooling.output_channels();
+  if (pooling.channels_last()) {
+    const Tensor bins = torch::stable::new_empty(
+        like, {pooling.rois, pooling.bin_rows, pooling.bin_columns, channels});
+    return permute<4>(bins, {0, 3, 1, 2});
+  }
+  return torch::stable::new_empty(
+      like, {pooling.rois, channels, pooling.bin_rows, pooling.bin_columns});
+}
+
+// A gradient of the output, in memory as the output is.
+inline Tensor in_order_of_output(const Tensor& grad_output, const Pooling& pooling) {
+  return torch::stable::contiguous(
+      pooling.channels_last() ? permute<4>(grad_output, {0, 2, 3, 1}) : grad_output);
 }
 
 // One gradient per input, added up in cells of the type that is computed with: [N, H, W, B, C], or

@@ -166,7 +166,11 @@ struct PoolRois {
     for (int64_t i = begin; i < end; ++i) {
       writer.prefetch(table.order[i]);
       roi.place(table, table.order[i]);
-      pool_sources<kBytes>(table, banks, roi, bins.data());
+      scalar_t* place = writer.place_of(roi.number);
+      pool_sources<kBytes>(table, banks, roi, place ? place : bins.data());
+      if (place) {
+        continue;
+      }
       if (multiplies(pooling.merge)) {
         multiply_bins(pooling, bins.data());
       }

@@ -66,8 +66,7 @@ Tensor selective_roi_align(
   require_type_of_rois(rois);
   require_same_device(request, inputs, inputs[0]);
   const Machine machine(inputs[0]);
-  Tensor output = torch::stable::new_empty(
-      inputs[0], {pooling.rois, pooling.output_channels(), pooling.bin_rows, pooling.bin_columns});
+  Tensor output = new_output(inputs[0], pooling);
   for_float_type(output.scalar_type(), [&](auto zero) {
     pool<decltype(zero)>(machine, inputs, request, pooling, output);
   });
@@ -114,7 +113,7 @@ void pool_backward(
   const DeviceTables<scalar_t> tables(
       machine, request, pooling, banks.memory, memory_of(gradients, pooling));
   const int64_t all_slots = pooling.slots();
-  const Tensor grad = torch::stable::contiguous(grad_output);
+  const Tensor grad = in_order_of_output(grad_output, pooling);
   const Tensor grad_slots = torch::stable::new_empty(
       grad,
       {pooling.rois, pooling.bins(), all_slots, pooling.channels},

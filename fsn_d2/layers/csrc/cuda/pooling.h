@@ -241,7 +241,7 @@ struct PoolRois {
   }
 
  private:
-  // Neighbouring threads write neighbouring bins.
+  // Neighbouring threads write side by side.
   template <typename Block>
   FSN_D2_DEVICE void write(
       const Block& block,
@@ -249,18 +249,15 @@ struct PoolRois {
       int32_t group,
       const PooledTile<scalar_t>& pooled) const {
     const Problem<scalar_t>& problem = pooler.problem;
-    const int bins = tile.bins();
-    const int64_t first_channel =
-        (tile.roi * problem.groups() + group) * problem.channels + tile.first_channel;
-    for (int i = block.thread(); i < bins * tile.channels; i += block.threads()) {
-      const int bin = i % bins;
-      const int channel = i / bins;
+    for (int i = block.thread(); i < tile.bins() * tile.channels; i += block.threads()) {
+      const auto [bin, channel] = TileValue::nth(i, tile, problem);
       scalar_t value = pooled.at(0, bin, channel);
       if (problem.multiplies) {
         const scalar_t factor = pooled.at(1, bin, channel);
         value *= problem.relu && factor < scalar_t(0) ? scalar_t(0) : factor;
       }
-      output[(first_channel + channel) * problem.bins() + tile.bin(bin, problem.bin_columns)] =
+      output[problem.output_offset(
+          tile.roi, group, tile.first_channel + channel, tile.bin(bin, problem.bin_columns))] =
           static_cast<value_t>(value);
     }
   }
@@ -297,7 +294,7 @@ struct PrepareGradients {
   }
 
  private:
-  // In place of the pooled features, with neighbouring threads at neighbouring bins.
+  // In place of the pooled features, with neighbouring threads side by side.
   template <typename Block>
   FSN_D2_DEVICE void read(
       const Block& block,
@@ -305,15 +302,10 @@ struct PrepareGradients {
       int32_t group,
       const PooledTile<scalar_t>& pooled) const {
     const Problem<scalar_t>& problem = pooler.problem;
-    const int bins = tile.bins();
-    const int64_t first_channel =
-        (tile.roi * problem.groups() + group) * problem.channels + tile.first_channel;
-    for (int i = block.thread(); i < bins * tile.channels; i += block.threads()) {
-      const int bin = i % bins;
-      const int channel = i / bins;
-      const auto grad = static_cast<scalar_t>(
-          grad_output
-              [(first_channel + channel) * problem.bins() + tile.bin(bin, problem.bin_columns)]);
+    for (int i = block.thread(); i < tile.bins() * tile.channels; i += block.threads()) {
+      const auto [bin, channel] = TileValue::nth(i, tile, problem);
+      const auto grad = static_cast<scalar_t>(grad_output[problem.output_offset(
+          tile.roi, group, tile.first_channel + channel, tile.bin(bin, problem.bin_columns))]);
       const bool lacks_map = problem.lacks_map(
           tile.roi, tile.first_row + bin / tile.columns, tile.first_column + bin % tile.columns);
       scalar_t& first = pooled.at(0, bin, channel);

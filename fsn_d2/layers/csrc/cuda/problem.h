@@ -98,6 +98,16 @@ struct Problem {
     return {slot, multiplies && slot == 0 ? 1 : sources};
   }
 
+  // Where a value of the output [rois, groups * C, bins] lies: stacked, the channels of a bin are
+  // side by side, else the bins of a channel.
+  FSN_D2_DEVICE int64_t
+  output_offset(int64_t roi, int32_t group, int64_t channel, int64_t bin) const {
+    const int64_t all_channels = int64_t{groups()} * channels;
+    const int64_t place = int64_t{group} * channels + channel;
+    return stacks ? (roi * bins() + bin) * all_channels + place
+                  : (roi * all_channels + place) * bins() + bin;
+  }
+
   // Whether a bin of a merged result reads from a source in which its index names no map. It pools
   // to NaN then; a product would carry that into the gradients of the other sources.
   FSN_D2_DEVICE bool lacks_map(int64_t roi, int32_t bin_row, int32_t bin_column) const {
@@ -177,6 +187,18 @@ struct Tile {
   // The bin's number within the RoI.
   FSN_D2_DEVICE int64_t bin(int in_tile, int32_t bin_columns) const {
     return int64_t{first_row + in_tile / columns} * bin_columns + first_column + in_tile % columns;
+  }
+};
+
+// A bin and a channel of a tile.
+struct TileValue {
+  int bin, channel;
+
+  // Neighbouring numbers are neighbours in the output.
+  template <typename scalar_t>
+  FSN_D2_DEVICE static TileValue nth(int i, const Tile& tile, const Problem<scalar_t>& problem) {
+    return problem.stacks ? TileValue{i / tile.channels, i % tile.channels}
+                          : TileValue{i % tile.bins(), i / tile.bins()};
   }
 };
 
