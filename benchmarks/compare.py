@@ -42,7 +42,7 @@ EXAMPLE = """examples:
   python benchmarks/compare.py main --data bccd --plan   how long it would take
   python benchmarks/compare.py main --report             tables and pictures of what is done
   python benchmarks/compare.py main --results mine/main  all of it anew
-  python benchmarks/compare.py ablation --results mine/ablation --data bccd --methods image --seeds 2
+  python benchmarks/compare.py ablation --results mine/again --data bccd --methods image --seeds 2
                                                          a single run anew"""
 
 
