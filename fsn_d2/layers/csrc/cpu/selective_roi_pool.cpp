@@ -56,8 +56,7 @@ Tensor selective_roi_pool(
   const Pooling pooling = describe(bank_sizes(inputs), output_size[0], output_size[1], request);
   require_type_of_rois(rois);
   require_same_device(request, inputs, inputs[0]);
-  Tensor output = torch::stable::new_empty(
-      inputs[0], {pooling.rois, pooling.channels, pooling.bin_rows, pooling.bin_columns});
+  Tensor output = new_output(inputs[0], pooling);
   for_compute_type(output.scalar_type(), [&](auto compute) {
     using scalar_t = decltype(compute);
     const CheckedRois<scalar_t> checked(request, pooling);
@@ -136,7 +135,7 @@ std::vector<Tensor> selective_roi_pool_backward(
     inputs.clear();  // not read
   }
   GradientBanks gradients(grad_output, pooling, planes);
-  const Tensor grad = torch::stable::contiguous(grad_output);
+  const Tensor grad = in_order_of_output(grad_output, pooling);
   for_compute_type(grad_output.scalar_type(), [&](auto compute) {
     using scalar_t = decltype(compute);
     const CheckedRois<scalar_t> checked(request, pooling);

@@ -62,8 +62,7 @@ Tensor selective_roi_pool(
   require_type_of_rois(rois);
   require_same_device(request, inputs, inputs[0]);
   const Machine machine(inputs[0]);
-  Tensor output = torch::stable::new_empty(
-      inputs[0], {pooling.rois, pooling.channels, pooling.bin_rows, pooling.bin_columns});
+  Tensor output = new_output(inputs[0], pooling);
   for_float_type(output.scalar_type(), [&](auto zero) {
     for_mode(mode, [&](auto chosen) {
       pool_bins<decltype(chosen)::value, decltype(zero)>(machine, inputs, request, pooling, output);
@@ -103,7 +102,7 @@ void pool_bins_backward(
   const ReadableBanks<value_t> banks(machine, inputs, pooling);
   const DeviceTables<scalar_t> tables(
       machine, request, pooling, banks.memory, memory_of(grad_banks, pooling));
-  const Tensor grad = torch::stable::contiguous(grad_output);
+  const Tensor grad = in_order_of_output(grad_output, pooling);
   const int64_t count = pooling.rois * pooling.bins() * pooling.channels;
   const Tensor values = torch::stable::new_empty(grad, {count}, ComputedIn<value_t>::dtype);
   const Tensor winners =
