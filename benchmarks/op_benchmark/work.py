@@ -283,7 +283,9 @@ class Stage:
         return self._convolve(merged, *conv) if self.merge == "concat" else merged
 
     def _convolve(self, stacked: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return stacked[:, : self.setting.channels] + F.conv2d(F.relu(stacked), weight, bias)
+        # Every contender hands over the same layout: none is spared a copy that another makes.
+        merged = stacked[:, : self.setting.channels] + F.conv2d(F.relu(stacked), weight, bias)
+        return merged.contiguous()
 
     def _merged(self, parts: list[Tensor], conv: Sequence[Tensor]) -> Tensor:
         """The merge of what stock ops pooled, Tensor[K, C, PH, PW] each."""
