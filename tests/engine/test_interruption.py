@@ -162,7 +162,15 @@ def test_after_training_signals_do_what_they_did_before() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_until_sigterm_comes_ctrl_c_is_pythons_own(stop: StopSignal) -> None:
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """What Python does with Ctrl-C, also where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_until_sigterm_comes_ctrl_c_is_pythons_own(foreground: None, stop: StopSignal) -> None:
     with pytest.raises(KeyboardInterrupt):
         send(signal.SIGINT)
 
